@@ -1,0 +1,49 @@
+"""States of a database that stop a caller; each says which database, and what to do next.
+
+* DatabaseError
+  x NotConfigured
+  x NotOpen
+  x Unreachable
+  x PoolTimeout
+  x PoolOverloaded
+  x PoolClosed
+"""
+
+from collections.abc import Sequence
+
+from sqlalchemy import exc
+
+
+class DatabaseError(Exception):
+    """Base of every error that this package raises."""
+
+
+class NotConfigured(DatabaseError):
+    """Settings are missing or wrong; `faults` names each variable as it is typed."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n  ".join(["the databases are not configured:", *self.faults]))
+
+
+class NotOpen(DatabaseError):
+    """A database was used before the service started, or after it stopped."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name}: not open; enter `async with databases.open():` first")
+
+
+class Unreachable(DatabaseError):
+    """The server did not accept a connection."""
+
+
+class PoolTimeout(DatabaseError, exc.TimeoutError):
+    """No connection became free within `pool_timeout`."""
+
+
+class PoolOverloaded(DatabaseError, exc.TimeoutError):
+    """The request was shed before it waited for `pool_timeout`."""
+
+
+class PoolClosed(DatabaseError, exc.InvalidRequestError):
+    """The pool is draining: it hands out no more connections."""
