@@ -7,6 +7,7 @@
   x PoolTimeout
   x PoolOverloaded
   x PoolClosed
+  x EmbeddedFailed
 """
 
 from collections.abc import Sequence
@@ -47,3 +48,7 @@ class PoolOverloaded(DatabaseError, exc.TimeoutError):
 
 class PoolClosed(DatabaseError, exc.InvalidRequestError):
     """The pool is draining: it hands out no more connections."""
+
+
+class EmbeddedFailed(DatabaseError):
+    """The embedded PostgreSQL of development and tests could not be started."""

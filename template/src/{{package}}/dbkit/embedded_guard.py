@@ -1,0 +1,231 @@
+"""The process between a service and its embedded PostgreSQL, so that none outlives the other.
+
+`embedded.py` runs this file as a script, by the standard library alone (35 ms, not 500):
+
+    python -I -S embedded_guard.py <binaries> <directory> [name=value ...]
+
+It makes the data directory if there is none, starts the server and answers with one line:
+`ready <port>`, `busy` when another guard has the directory, or else the reason it failed. It stops
+the server once its standard input ends or says so.
+
+A pipe ends with the process that holds it, by whatever cause, on every platform and whichever
+thread began it. Linux's PR_SET_PDEATHSIG alone would not do: it fires when the starting *thread*
+ends, and macOS and Windows have nothing like it. Here it only covers the guard's own death.
+"""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+    import pwd
+
+READY_TIMEOUT = 60.0
+"""Seconds to wait for the server; crash recovery is the slow part."""
+STOP_TIMEOUT = 10.0
+"""Seconds to wait for a fast shutdown, then again for an immediate one."""
+
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def leave_root(directory: Path) -> None:
+    """Become the directory's owner, or `nobody`: PostgreSQL refuses to run as root."""
+    if sys.platform == "win32" or os.geteuid() != 0:
+        return
+    owner = directory.stat()
+    uid, gid = owner.st_uid, owner.st_gid
+    if uid == 0:
+        user = pwd.getpwnam("nobody")
+        uid, gid = user.pw_uid, user.pw_gid
+        os.chown(directory, uid, gid)
+    if _libc:
+        _libc.prctl(8, 1)  # PR_SET_KEEPCAPS
+    os.setgroups([])
+    os.setgid(gid)
+    os.setuid(uid)
+    if _libc:
+        # The project may be below /root, which only root can enter. Rather than open it to all,
+        # keep the one right to pass, CAP_DAC_OVERRIDE, also across exec ("ambient"). Without it
+        # (gVisor, --cap-drop) this is an ordinary user, which suffices elsewhere.
+        override = 1 << 1
+        header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+        sets = (ctypes.c_uint32 * 6)(override, override, override)
+        _libc.capset(header, sets)
+        _libc.prctl(47, *map(ctypes.c_ulong, (2, 1, 0, 0)))  # PR_CAP_AMBIENT, ..._RAISE
+
+
+def lock(directory: Path) -> int | None:
+    """Return a descriptor that has the directory, or None when another has it."""
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return None
+    return descriptor
+
+
+class Guard:
+    """One server in one directory, from the lock until the server's end."""
+
+    def __init__(self, binaries: Path, directory: Path, settings: list[str], lock: int) -> None:
+        self.binaries, self.directory, self.settings = binaries, directory, settings
+        self.data, self.log = directory / "data", directory / "log"
+        # The server inherits the lock: as long as anything of it runs, nobody else begins.
+        self.inherited = () if sys.platform == "win32" else (lock,)
+        self.users = os.open(directory / "users", os.O_RDWR | os.O_CREAT, 0o600)
+
+    def spawn(self, program: str, *arguments: str | Path) -> "subprocess.Popen[bytes]":
+        """Start one of PostgreSQL's programs, with a fresh log."""
+        guard = os.getpid()
+
+        def end_with_guard() -> None:
+            if _libc:
+                _libc.prctl(1, int(signal.SIGINT))  # PR_SET_PDEATHSIG
+                if os.getppid() != guard:
+                    os._exit(1)
+
+        with self.log.open("wb") as log:
+            return subprocess.Popen(  # noqa: S603 - our own arguments
+                [self.binaries / program, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                pass_fds=self.inherited,
+                preexec_fn=end_with_guard if _libc else None,  # noqa: PLW1509 - no thread yet
+            )
+
+    def fail(self, what: str) -> None:
+        """Exit with the log's end as the reason."""
+        sys.exit(f"{what}:\n{self.log.read_text(errors='replace')[-2000:]}")
+
+    def initialise(self) -> None:
+        """Make the data directory, whole or not at all."""
+        made_by = self.data / "PG_VERSION"
+        if made_by.exists():
+            version = subprocess.check_output([self.binaries / "postgres", "--version"], text=True)  # noqa: S603
+            major, ours = made_by.read_text().strip(), version.split()[2]
+            if ours.partition(".")[0] != major:
+                sys.exit(
+                    f"{self.data} was made by PostgreSQL {major}, and this is {ours}.\n"
+                    f"To begin with empty databases, delete {self.directory}. To keep them, set "
+                    f"EMBEDDED_POSTGRES_BIN to a bin directory of PostgreSQL {major}, dump them "
+                    f"with its pg_dumpall, and load the dump into the new server."
+                )
+            return
+        unfinished = self.directory / "data.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        password = self.directory / "password"
+        password.write_text(os.urandom(16).hex())
+        locale = "C" if sys.platform == "win32" else "C.UTF-8"
+        initdb = self.spawn(
+            "initdb", "--no-sync", "--no-instructions", f"--locale={locale}", "--encoding=UTF8",
+            "--username=postgres", "--auth=scram-sha-256", f"--pwfile={password}", "-D", unfinished,
+        )  # fmt: skip
+        if initdb.wait():
+            self.fail("initdb failed")
+        unfinished.rename(self.data)
+
+    def start(self) -> "tuple[subprocess.Popen[bytes], int]":
+        """Start the server and return it with its port, once it accepts connections."""
+        # A file that is left here is stale, for we have the lock; its process id may be reused.
+        pid_file = self.data / "postmaster.pid"
+        pid_file.unlink(missing_ok=True)
+        end = time.monotonic() + READY_TIMEOUT
+        while True:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port: int = free.getsockname()[1]
+            server = self.spawn(
+                "postgres", "-D", self.data, "-h", "127.0.0.1", "-p", str(port), "-k", "",
+                *(part for setting in self.settings for part in ("-c", setting)),
+            )  # fmt: skip
+            while server.poll() is None and time.monotonic() < end:
+                with contextlib.suppress(OSError, IndexError):
+                    if pid_file.read_text().splitlines()[7].strip() == "ready":
+                        return server, port
+                time.sleep(0.005)
+            self.stop(server)
+            # Between our look and the server's, another process may have taken the port.
+            if b"ddress already in use" not in self.log.read_bytes() or time.monotonic() > end:
+                self.fail("PostgreSQL did not start")
+
+    def stop(self, server: "subprocess.Popen[bytes]") -> None:
+        """Stop the server: its clients are cut off, and their transactions rolled back."""
+        if sys.platform == "win32":
+            stop = [self.binaries / "pg_ctl", "stop", "--mode=fast", "-D", self.data]
+            subprocess.run(stop, check=False, capture_output=True)  # noqa: S603 - our own arguments
+        for number in (signal.SIGINT, getattr(signal, "SIGQUIT", signal.SIGTERM)):
+            if sys.platform != "win32":
+                server.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(STOP_TIMEOUT)
+                return
+        server.kill()
+        server.wait()
+
+    def stop_when_unused(self, server: "subprocess.Popen[bytes]") -> None:
+        """Wait for the owner's end, and for that of each process which attached itself."""
+        os.read(0, 1)
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(self.users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with contextlib.suppress(OSError):
+                    print("kept", flush=True)
+                fcntl.flock(self.users, fcntl.LOCK_EX)
+        self.stop(server)
+
+
+def main() -> None:
+    """Guard one server from its start to its end."""
+    binaries, directory = map(Path, sys.argv[1:3])
+    os.umask(0o077)
+    leave_root(directory)
+    for path in (directory, binaries):
+        try:
+            os.stat(f"{path}/.")  # noqa: PTH116 - a Path would lose the dot, which asks to enter
+        except PermissionError:
+            sys.exit(
+                f"{path}: cannot be entered by user {os.geteuid()}, as whom PostgreSQL runs "
+                "because it refuses root; move it, run as another user, or allow CAP_DAC_OVERRIDE"
+            )
+    if sys.platform != "win32" and directory.stat().st_mode & 0o077:
+        sys.exit(f"{directory} is open to other users: chmod it to 700, or delete it")
+    if (descriptor := lock(directory)) is None:
+        print("busy")
+        return
+    guard = Guard(binaries, directory, sys.argv[3:], descriptor)
+    guard.initialise()
+    server, port = guard.start()
+    try:
+        for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+            if number := getattr(signal, name, None):
+                signal.signal(number, signal.default_int_handler)
+        threading.Thread(target=guard.stop_when_unused, args=[server], daemon=True).start()
+        print(f"ready {port}", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.wait()
+    finally:
+        guard.stop(server)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except OSError as error:
+        sys.exit(str(error))

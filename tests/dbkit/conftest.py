@@ -1,0 +1,50 @@
+"""The kit on the import path, and a real PostgreSQL for its tests."""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import URL
+
+KIT = Path(__file__).parents[2] / "template" / "src" / "{{package}}"
+# First, for this folder is named `dbkit` too; once, for workers may load this file again.
+if str(KIT) not in sys.path:
+    sys.path.insert(0, str(KIT))
+
+from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres  # noqa: E402
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux has a tmpfs; the folder in it is 0700
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """One event loop for the session's async fixtures and all tests."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def fast_directory() -> Iterator[Path]:
+    """Offer a directory in memory where there is room, else on disk."""
+    # Docker gives /dev/shm 64 MB, and one server needs some 60.
+    room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 1 << 30
+    with TemporaryDirectory(dir=SHARED_MEMORY if room else None) as directory:
+        yield Path(directory)
+
+
+@pytest.fixture(scope="session")
+def postgres(fast_directory: Path) -> Iterator[EmbeddedPostgres]:
+    """Run a server, one for each worker."""
+    with EmbeddedPostgres(fast_directory / "postgres", settings=TEST_SETTINGS) as server:
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres) -> URL:
+    """Make a database and return its URL."""
+    name = f"test_{uuid4().hex}"
+    postgres.create_database(name)
+    return postgres.url(name)
