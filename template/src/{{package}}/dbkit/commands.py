@@ -1,0 +1,315 @@
+"""The commands of `manage.py`."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+import uvicorn
+from alembic.util import CommandError
+from sqlalchemy import URL
+from sqlalchemy.exc import DBAPIError
+
+from . import checks, migrations
+from .database import Database, Databases
+from .embedded import EmbeddedPostgres, find_binaries
+from .errors import DatabaseError, EmbeddedFailed, NotConfigured
+from .settings import environment
+
+EMBEDDED = Path(".postgres")  # in the project's folder, ignored by git
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the commands work on."""
+
+    databases: Databases
+    app: str
+    root: Path
+
+    def selected(self, name: str | None) -> list[Database]:
+        """Return the named database, or all."""
+        if name is None:
+            return list(self.databases.values())
+        if name not in self.databases:
+            fail(f"no database {name}; there is {', '.join(self.databases)}")
+        return [self.databases[name]]
+
+    def migrated(self, name: str | None) -> list[Database]:
+        """Return the named database, or all, whose schema is ours; with its tables known."""
+        chosen = [database for database in self.selected(name) if database.base]
+        if not chosen:
+            fail(
+                f"{name or 'no database'} has no migrations of ours: it is declared without a base"
+            )
+        import_module(self.app.partition(":")[0])
+        return chosen
+
+
+class Commands(typer.Typer):
+    """A command line that answers what a person can cause with a message, not a traceback."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one command."""
+        try:
+            return super().__call__(*args, **kwargs)
+        except (DatabaseError, CommandError) as error:
+            sys.exit(str(error))
+        except DBAPIError as error:
+            sys.exit(str(error.orig).partition("\n")[0])
+
+
+def manage(databases: Databases, *, app: str, root: Path) -> typer.Typer:
+    """Build the command line of the service whose application is `app` (`module:attribute`).
+
+    Commands work in the folder `root`, wherever they are called from. Add your own with
+    `@cli.command()`.
+    """
+    service = Service(databases, app, root.resolve())
+    cli = Commands(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        help="Administer the service and its databases.",
+    )
+
+    @cli.callback()
+    def prepare(context: typer.Context) -> None:  # pyright: ignore[reportUnusedFunction] -- typer calls it
+        context.obj = service
+        os.chdir(service.root)
+
+    for command in (check, migrate, makemigrations, showmigrations, dbshell, runserver):
+        cli.command()(command)
+    return cli
+
+
+DatabaseOption = Annotated[
+    str | None, typer.Option("--database", metavar="NAME", help="Only this database.")
+]
+
+
+def check(context: typer.Context, database: DatabaseOption = None) -> None:
+    """Check settings, connections and schemas.
+
+    Each finding has a stable id and says what to do. The exit code is 1 if one is an error.
+    """
+    service: Service = context.obj
+    chosen = service.selected(database)
+    import_module(service.app.partition(":")[0])
+
+    async def collect() -> list[checks.Finding]:
+        return [finding async for finding in checks.check(chosen)]
+
+    with development_servers(chosen):
+        findings = asyncio.run(collect()) + checks.check_variables(service.databases)
+    for finding in findings:
+        typer.echo(f"{finding.database}: ({finding.id}) {finding.text}")
+        if finding.hint:
+            typer.echo(f"    {finding.hint}")
+    typer.echo(f"{len(chosen)} checked, {len(findings)} findings.")
+    raise typer.Exit(any(finding.is_error for finding in findings))
+
+
+def migrate(
+    context: typer.Context,
+    database: DatabaseOption = None,
+    to: Annotated[
+        str, typer.Option(metavar="REVISION", help="A revision, head, zero, +1 or -1.")
+    ] = "head",
+    *,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL, without a database.")] = False,
+) -> None:
+    """Bring the schema of one database, or of all, to a revision: forwards or backwards.
+
+    With --sql, `--to 0001:head` prints the way from one revision to another.
+    """
+    service: Service = context.obj
+    chosen = service.migrated(database)
+    if to != "head" and len(chosen) > 1:
+        fail("a revision belongs to one database: name it with --database")
+    if sql:
+        for each in chosen:
+            typer.echo(migrations.sql(each, to), nl=False)
+        return
+    with development_servers(chosen):
+        for each in chosen:
+            apply(each, to)
+
+
+def apply(database: Database, to: str = "head") -> None:
+    """Migrate one database, and say each step."""
+    steps = asyncio.run(migrations.migrate(database, to))
+    for step in steps or ["nothing to migrate"]:
+        typer.echo(f"{database.name}: {step}")
+
+
+def makemigrations(
+    context: typer.Context,
+    message: Annotated[str, typer.Argument(help="What changes, as in `add price`.")],
+    database: DatabaseOption = None,
+    *,
+    empty: Annotated[
+        bool, typer.Option("--empty", help="Write an empty migration, to fill by hand.")
+    ] = False,
+) -> None:
+    """Write the migrations that the models ask for, for one database or for all."""
+    service: Service = context.obj
+    chosen = service.migrated(database)
+    if empty and len(chosen) > 1:
+        fail("an empty migration belongs to one database: name it with --database")
+    with development_servers(chosen):
+        for each in chosen:
+            path = asyncio.run(migrations.make(each, message, empty=empty))
+            typer.echo(f"{each.name}: {f'wrote {path}' if path else 'no changes'}")
+
+
+def showmigrations(context: typer.Context, database: DatabaseOption = None) -> None:
+    """List the migrations of one database, or of all, and which are applied."""
+    service: Service = context.obj
+    chosen = service.migrated(database)
+    with development_servers(chosen):
+        for each in chosen:
+            typer.echo(each.name)
+            for migration in asyncio.run(migrations.history(each)):
+                mark = "x" if migration.applied else " "
+                typer.echo(f" [{mark}] {migration.revision} {migration.message}")
+
+
+def dbshell(context: typer.Context, database: DatabaseOption = None) -> None:
+    """Open the shell of a database: psql or sqlite3. Without --database, of the first."""
+    service: Service = context.obj
+    chosen = service.selected(database)[0]
+    with development_servers([chosen]):
+        url = chosen.read_settings().url
+        shell = shell_sqlite(url) if chosen.dialect == "sqlite" else shell_postgresql(url)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the shell.
+        done = subprocess.run(shell.command, env=shell.environment, check=False)  # noqa: S603 -- a shell is what was asked for
+    raise typer.Exit(done.returncode)
+
+
+def runserver(
+    context: typer.Context,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    *,
+    reload: Annotated[bool, typer.Option(help="Restart when a source file changes.")] = True,
+) -> None:
+    """Run the service for development; a PostgreSQL without a URL is an embedded one.
+
+    Databases without a URL are migrated at start. The embedded PostgreSQL keeps its data in
+    .postgres/ and stops with the service. In production, run uvicorn itself.
+    """
+    service: Service = context.obj
+    local = [each for each in service.migrated(None) if not has_url(each)]
+    must_be_free(host, port)
+    # uvicorn raises SIGTERM once more when it has stopped: the databases stop after that.
+    signal.signal(signal.SIGTERM, end)
+    with development_servers(service.databases.values()):
+        service.databases.read_settings()
+        for each in local:
+            apply(each)
+        typer.echo(f"\n  {service.app} is at http://{host}:{port}/docs (stop it with Ctrl-C)\n")
+        uvicorn.run(service.app, host=host, port=port, reload=reload, reload_dirs=["src"])
+
+
+def end(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """End the process by its context managers, and not at once as a signal does."""
+    raise SystemExit(0)
+
+
+def has_url(database: Database) -> bool:
+    """Whether the environment says where a database is."""
+    return f"{database.env_prefix}URL" in environment()
+
+
+@contextmanager
+def development_servers(databases: Iterable[Database]) -> Generator[None]:
+    """Give each PostgreSQL database that has no URL an embedded one, for as long as it lasts.
+
+    Only where the development dependencies are installed: in production, a database without
+    a URL is an error.
+    """
+    missing = [
+        database
+        for database in databases
+        if database.dialect == "postgresql"
+        and not has_url(database)
+        and "url" not in database.declared
+    ]
+    if not missing:
+        yield
+        return
+    try:
+        find_binaries()
+    except EmbeddedFailed as error:
+        faults = [f"{database.env_prefix}URL: not set" for database in missing]
+        raise NotConfigured([*faults, str(error)]) from None
+    with EmbeddedPostgres(EMBEDDED) as server:
+        for database in missing:
+            server.create_database(database.name)
+            url = server.url(database.name).render_as_string(hide_password=False)
+            os.environ[f"{database.env_prefix}URL"] = url
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """A program to run, and its environment."""
+
+    command: list[str]
+    environment: dict[str, str]
+
+
+def shell_postgresql(url: URL) -> Shell:
+    """Return psql, from the PATH or from beside the embedded server."""
+    psql = shutil.which("psql")
+    if psql is None:
+        with suppress(EmbeddedFailed):
+            psql = shutil.which("psql", path=find_binaries())
+    if psql is None:
+        fail("psql is not installed")
+    # By environment: arguments are open to every user of the machine.
+    given = {
+        "PGHOST": url.host,
+        "PGPORT": url.port,
+        "PGUSER": url.username,
+        "PGPASSWORD": url.password,
+        "PGDATABASE": url.database,
+        "PGSSLMODE": url.query.get("ssl"),
+    }
+    return Shell([psql], {**os.environ, **{k: str(v) for k, v in given.items() if v}})
+
+
+def shell_sqlite(url: URL) -> Shell:
+    """Return sqlite3, or Python's own from 3.12 on."""
+    if program := shutil.which("sqlite3"):
+        return Shell([program, str(url.database)], {**os.environ})
+    if sys.version_info < (3, 12):
+        fail("sqlite3 is not installed")
+    return Shell([sys.executable, "-m", "sqlite3", str(url.database)], {**os.environ})
+
+
+def must_be_free(host: str, port: int) -> None:
+    """End with a message when something listens on the port already."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        fail(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port")
+
+
+def fail(message: str) -> NoReturn:
+    """Say what is wrong, and end with exit code 1."""
+    typer.echo(message, err=True)
+    raise typer.Exit(1)

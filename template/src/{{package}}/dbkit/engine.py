@@ -1,0 +1,138 @@
+"""Engines: SQLAlchemy's own, with timeouts and a name on every connection."""
+
+import logging
+from typing import Any
+
+from sqlalchemy import Connection, event
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
+
+from .errors import Unreachable
+from .settings import DatabaseSettings
+from .sqlstates import DISCONNECTED, sqlstate
+
+logger = logging.getLogger(__name__)
+
+SERVICE = (__package__ or "").partition(".")[0]
+
+HINTS = {
+    "28P01": "the server refused the user or the password",
+    "28000": "the server refused the user, or asks for TLS (?sslmode=require)",
+    "3D000": "the server has no such database: create it, or correct the name",
+    "53300": "the server has no connection left: see `manage.py check`",
+    "57P03": "the server is starting up or shutting down",
+}
+
+
+def create_engine(
+    name: str, prefix: str, settings: DatabaseSettings, *, pooled: bool = True
+) -> AsyncEngine:
+    """Create the engine of database `name`; it connects on first use.
+
+    `prefix` begins the names of its variables in messages. Without `pooled`, each
+    connection is opened when it is asked for, and closed when it is given back.
+    """
+    pool: dict[str, Any] = {"poolclass": NullPool}
+    if pooled:
+        pool = {
+            "poolclass": AsyncAdaptedQueuePool,
+            "pool_size": settings.pool_size,
+            "max_overflow": settings.max_overflow,
+            "pool_timeout": settings.pool_timeout,
+            "pool_recycle": settings.pool_recycle,
+            # Last in, first out: after a spike the spare connections age out together.
+            "pool_use_lifo": True,
+            "pool_logging_name": name,
+        }
+    engine = create_async_engine(
+        settings.url,
+        connect_args=connect_args(name, settings),
+        echo=settings.echo,
+        # Parameters are people's data: neither errors nor logs show them unless asked to.
+        hide_parameters=not settings.echo,
+        **pool,
+    )
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def connect(dialect: Any, _record: object, args: Any, kwargs: Any) -> DBAPIConnection:
+        try:
+            return dialect.connect(*args, **kwargs)
+        except Exception as error:
+            raise Unreachable(unreachable(name, prefix, settings, error)) from error
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def handle_error(context: ExceptionContext) -> Exception | None:
+        error = context.original_exception
+        if isinstance(error, OSError | TimeoutError):  # SQLAlchemy wraps neither.
+            context.is_disconnect = True
+            return Unreachable(f"{name}: the connection was lost: {reason(error)}")
+        if sqlstate(error) in DISCONNECTED:
+            context.is_disconnect = True
+        return None
+
+    if settings.url.get_backend_name() == "sqlite":
+        listen_sqlite(engine, settings)
+    return engine
+
+
+def connect_args(name: str, settings: DatabaseSettings) -> dict[str, Any]:
+    """Translate the timeouts, in seconds, to the driver's own arguments."""
+    if settings.url.get_backend_name() == "sqlite":
+        return {"timeout": settings.lock_timeout}
+    return {
+        "timeout": settings.connect_timeout,
+        "server_settings": {
+            "application_name": f"{SERVICE}:{name}",
+            "statement_timeout": milliseconds(settings.statement_timeout),
+            "lock_timeout": milliseconds(settings.lock_timeout),
+            "idle_in_transaction_session_timeout": milliseconds(
+                settings.idle_in_transaction_timeout
+            ),
+        },
+    }
+
+
+def milliseconds(seconds: float) -> str:
+    """Write seconds as PostgreSQL's settings take them."""
+    return f"{seconds * 1000:.0f}"
+
+
+def listen_sqlite(engine: AsyncEngine, settings: DatabaseSettings) -> None:
+    """Set what SQLite leaves off: foreign keys, a journal that lets readers read, real BEGINs."""
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connect(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # The driver begins no transaction; `begin` below does.
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = NORMAL")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            # A transaction that reads before it writes would fail at once beside a writer;
+            # this one waits for its turn, `lock_timeout` at the most.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def unreachable(name: str, prefix: str, settings: DatabaseSettings, error: Exception) -> str:
+    """Say which server was tried, what it answered, and which variable to check."""
+    url = settings.url.set(drivername=settings.url.get_backend_name(), query={})
+    return (
+        f"{name}: cannot connect to {url.render_as_string(hide_password=True)}: {reason(error)};"
+        f" check {prefix}URL"
+    )
+
+
+def reason(error: BaseException) -> str:
+    """Say in a few words why a connection failed."""
+    if hint := HINTS.get(sqlstate(error) or ""):
+        return hint
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there"
+    return str(error).partition("\n")[0] or type(error).__name__

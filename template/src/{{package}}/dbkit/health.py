@@ -1,0 +1,182 @@
+"""Health: `/livez`, `/readyz` and `/startupz`, named as Kubernetes names them."""
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING, Literal, Self
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+if TYPE_CHECKING:
+    from .database import Databases
+
+logger = logging.getLogger(__name__)
+
+
+class Probe:
+    """Whether one server answers, asked in the background on a connection of its own.
+
+    A pool with no free connection is busy, not down: the probe never waits for the pool,
+    and a route that reads `is_up` never waits for the server. Seconds in `interval` and
+    `timeout`.
+    """
+
+    def __init__(
+        self, name: str, engine: AsyncEngine, *, interval: float = 2, timeout: float = 2
+    ) -> None:
+        self.is_up = False
+        self.has_been_up = False
+        self._name = name
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._interval = interval
+        self._timeout = timeout
+        self._connection: AsyncConnection | None = None
+        self._down_since: float | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Self]:
+        """Ask every `interval` seconds until exit."""
+        task = asyncio.create_task(self._keep_asking(), name=f"probe of {self._name}")
+        try:
+            yield self
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            await self._hang_up()
+
+    async def ask(self) -> None:
+        """Ask the server once; log when it goes down and when it comes back."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                if self._connection is None:
+                    self._connection = await self._engine.connect()
+                await self._connection.execute(select(1))
+        except Exception as error:  # noqa: BLE001 -- whatever went wrong, there was no answer.
+            self.is_up = False
+            if self._down_since is None:
+                self._down_since = time.monotonic()
+                why = f"no answer in {self._timeout:g} s" if str(error) == "" else str(error)
+                logger.error("%s: down: %s", self._name, why.partition("\n")[0])  # noqa: TRY400
+            await self._hang_up()
+        else:
+            self.is_up = self.has_been_up = True
+            if self._down_since is not None:
+                seconds = time.monotonic() - self._down_since
+                logger.warning("%s: up again after %.1f s", self._name, seconds)
+                self._down_since = None
+
+    async def _keep_asking(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval)
+            await self.ask()
+
+    async def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Exception):
+                async with asyncio.timeout(self._timeout):
+                    await connection.invalidate()
+                    await connection.close()
+
+
+@contextmanager
+def notice_sigterm(stop: Callable[[], None]) -> Generator[None]:
+    """Call `stop` at SIGTERM, and let the server stop `SHUTDOWN_DELAY` seconds later.
+
+    In between, requests are served and `/readyz` answers 503, so that a load balancer
+    looks away before the port closes. The default is 0.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Only the main thread may set signal handlers.
+        return
+    loop = asyncio.get_running_loop()
+    delay = float(os.environ.get("SHUTDOWN_DELAY") or 0)
+    previous = signal.getsignal(signal.SIGTERM)
+
+    def pass_on() -> None:
+        signal.signal(signal.SIGTERM, previous)
+        signal.raise_signal(signal.SIGTERM)
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        stop()
+        signal.signal(signal.SIGTERM, previous)  # A second SIGTERM does not wait.
+        loop.call_soon_threadsafe(loop.call_later, delay, pass_on)
+
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class Life(BaseModel):
+    """The process runs."""
+
+    status: Literal["alive"] = "alive"
+
+
+class DatabaseHealth(BaseModel):
+    """Whether one database answers, and whether the service needs it."""
+
+    status: Literal["up", "down"]
+    required: bool
+
+
+class Readiness(BaseModel):
+    """Whether the service should be sent requests, and what its databases are doing."""
+
+    status: Literal["ready", "not ready", "stopping"]
+    databases: Mapping[str, DatabaseHealth]
+
+
+def health_router(databases: "Databases") -> APIRouter:
+    """Serve the three health routes; none of them waits for a database."""
+    router = APIRouter(tags=["health"])
+
+    def report(status: Literal["ready", "not ready", "stopping"]) -> Readiness:
+        return Readiness(
+            status=status,
+            databases={
+                name: DatabaseHealth(
+                    status="up" if database.probe.is_up else "down",
+                    required=database.settings.required,
+                )
+                for name, database in databases.items()
+            },
+        )
+
+    def needed() -> list[Probe]:
+        return [each.probe for each in databases.values() if each.settings.required]
+
+    @router.get("/livez")
+    async def livez() -> Life:
+        """Answer 200 while the process runs; never look at a database."""
+        return Life()
+
+    @router.get("/readyz", responses={503: {"model": Readiness}})
+    async def readyz(response: Response) -> Readiness:
+        """Answer 200 while every required database answers, and until SIGTERM."""
+        ready = all(probe.is_up for probe in needed())
+        response.status_code = 200 if ready and not databases.stopping else 503
+        if databases.stopping:
+            return report("stopping")
+        return report("ready" if ready else "not ready")
+
+    @router.get("/startupz", responses={503: {"model": Readiness}})
+    async def startupz(response: Response) -> Readiness:
+        """Answer 200 once every required database has answered; for good."""
+        started = all(probe.has_been_up for probe in needed())
+        response.status_code = 200 if started else 503
+        return report("ready" if started else "not ready")
+
+    return router

@@ -1,0 +1,184 @@
+"""Alembic, configured in code: one history per database, in `migrations/<name>/`."""
+
+import io
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, event, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from .database import Database
+from .engine import create_engine
+
+ENVIRONMENT = Path(__file__).with_name("alembic")
+DIRECTORY = Path("migrations")  # in the project's folder
+ZERO = "zero"  # Django's name for the state before the first migration
+LOCK = 0x64626B6974  # "dbkit": the advisory lock that lets one process migrate at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step of a history."""
+
+    revision: str
+    message: str
+    applied: bool
+
+
+async def migrate(database: Database, target: str = "head") -> list[str]:
+    """Bring a database to `target`, forwards or backwards; return the steps taken.
+
+    `target` is a revision or the beginning of one, `head`, `zero`, or a number of steps
+    (`+1`, `-1`). Each migration is a transaction. Raises `alembic.util.CommandError`.
+    """
+    steps: list[str] = []
+
+    def run(connection: Connection) -> None:
+        config = configure(database, connection=connection, on_step=steps.append)
+        if is_behind(ScriptDirectory.from_config(config), heads(connection), target):
+            command.downgrade(config, "base" if target == ZERO else target)
+        else:
+            command.upgrade(config, target)
+
+    async with connect(database) as connection:
+        await connection.run_sync(run)
+    return steps
+
+
+async def history(database: Database) -> list[Migration]:
+    """List the migrations, oldest first, with what of them is applied."""
+    async with connect(database) as connection:
+        current = await connection.run_sync(heads)
+    script = ScriptDirectory.from_config(configure(database))
+    applied = {each.revision for each in script.iterate_revisions(current, "base")}
+    return [
+        Migration(each.revision, each.doc, each.revision in applied)
+        for each in reversed(list(script.walk_revisions()))
+    ]
+
+
+async def make(database: Database, message: str, *, empty: bool = False) -> Path | None:
+    """Write the migration that the models ask for; None when they ask for nothing."""
+    (DIRECTORY / database.name).mkdir(parents=True, exist_ok=True)
+
+    def leave_out_empty(_context: object, _revision: object, directives: list[Any]) -> None:
+        if not empty and directives[0].upgrade_ops.is_empty():
+            directives.clear()
+
+    def run(connection: Connection) -> Path | None:
+        written = command.revision(
+            configure(database, connection=connection),
+            message,
+            autogenerate=not empty,
+            process_revision_directives=leave_out_empty,
+        )
+        scripts = written if isinstance(written, list) else [written]
+        return next((Path(each.path) for each in scripts if each), None)
+
+    async with connect(database) as connection:
+        return await connection.run_sync(run)
+
+
+async def changes(database: Database) -> list[Any]:
+    """List what the models have and the database has not, as Alembic's operations."""
+    found: list[Any] = []
+
+    def keep(_context: object, _revision: object, directives: list[Any]) -> None:
+        found.extend(directives[0].upgrade_ops.as_diffs())
+        directives.clear()
+
+    def run(connection: Connection) -> None:
+        config = configure(database, connection=connection)
+        command.revision(config, autogenerate=True, process_revision_directives=keep)
+
+    async with connect(database) as connection:
+        await connection.run_sync(run)
+    return found
+
+
+def sql(database: Database, target: str = "head") -> str:
+    """Write the SQL of a migration without a database; `0002:0001` is a downgrade."""
+    config = configure(database, output=io.StringIO())
+    start, _, end = target.replace(ZERO, "base").rpartition(":")
+    script = ScriptDirectory.from_config(config)
+    if start and is_behind(script, (start,), end):
+        command.downgrade(config, f"{start}:{end}", sql=True)
+    else:
+        command.upgrade(config, f"{start}:{end}" if start else end, sql=True)
+    assert isinstance(config.output_buffer, io.StringIO)  # noqa: S101 -- given above.
+    return config.output_buffer.getvalue()
+
+
+@asynccontextmanager
+async def connect(database: Database) -> AsyncGenerator[AsyncConnection]:
+    """Connect as a migration needs it: no statement timeout, and alone."""
+    settings = database.read_settings().model_copy(
+        update={"statement_timeout": 0, "idle_in_transaction_timeout": 0}
+    )
+    engine = create_engine(database.name, database.env_prefix, settings, pooled=False)
+    if database.dialect == "sqlite":
+        # A migration rebuilds tables; with foreign keys on, dropping the old one deletes
+        # the rows that refer to it.
+        @event.listens_for(engine.sync_engine, "connect")
+        def foreign_keys_off(connection: Any, _record: object) -> None:
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA foreign_keys = OFF")
+            cursor.close()
+
+    async with engine.connect() as connection:
+        if database.dialect == "postgresql":
+            # Of several that migrate at once, one does and the others wait, however long.
+            await connection.execute(text("SET lock_timeout = 0"))
+            await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
+            await connection.execute(text("RESET lock_timeout"))
+            await connection.commit()
+        yield connection
+
+
+def configure(
+    database: Database,
+    *,
+    connection: Connection | None = None,
+    on_step: Callable[[str], None] = lambda _: None,
+    output: io.StringIO | None = None,
+) -> Config:
+    """Configure Alembic for one database, with what `alembic/env.py` needs."""
+    config = Config(output_buffer=output) if output else Config()
+    config.set_main_option("script_location", str(ENVIRONMENT))
+    config.set_main_option("path_separator", "newline")
+    config.set_main_option("version_locations", str(DIRECTORY / database.name))
+    config.set_main_option("file_template", "%%(year)d%%(month).2d%%(day).2d_%%(rev)s_%%(slug)s")
+    if find_spec("ruff"):
+        config.set_section_option("post_write_hooks", "hooks", "lint, format")
+        for hook, options in (("lint", "check --fix --quiet"), ("format", "format --quiet")):
+            config.set_section_option("post_write_hooks", f"{hook}.type", "module")
+            config.set_section_option("post_write_hooks", f"{hook}.module", "ruff")
+            config.set_section_option(
+                "post_write_hooks", f"{hook}.options", f"{options} REVISION_SCRIPT_FILENAME"
+            )
+    config.attributes.update(database=database, connection=connection, on_step=on_step)
+    return config
+
+
+def heads(connection: Connection) -> tuple[str, ...]:
+    """Return the revisions that a database is at."""
+    return MigrationContext.configure(connection).get_current_heads()
+
+
+def is_behind(script: ScriptDirectory, current: tuple[str, ...], target: str) -> bool:
+    """Whether `target` lies before `current`, so that going there is a downgrade."""
+    if target in {ZERO, "base"} or target.startswith("-"):
+        return True
+    if target in {"head", "heads"} or target.startswith("+"):
+        return False
+    wanted = script.get_revision(target)
+    behind = {each.revision for each in script.iterate_revisions(current, "base")}
+    return wanted.revision in behind - set(current)

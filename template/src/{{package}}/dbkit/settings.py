@@ -1,0 +1,152 @@
+"""Settings of one database: read from the environment, named as a person types them.
+
+The environment comes first, then `.env`, then what `Database(...)` declares, then the
+defaults below. An empty variable counts as absent.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, TypedDict
+
+from annotated_types import Ge, Le
+from dotenv import dotenv_values
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from sqlalchemy import URL
+
+from .errors import NotConfigured
+from .urls import Dialect, parse_url
+
+Url = Annotated[URL, PlainValidator(lambda value: value)]
+
+
+class Declared(TypedDict, total=False):
+    """Settings that `Database(...)` may declare and the environment may override."""
+
+    url: str
+    required: bool
+    pool_size: int
+    max_overflow: int
+    pool_timeout: float
+    pool_recycle: float
+    echo: bool
+    connect_timeout: float
+    statement_timeout: float
+    lock_timeout: float
+    idle_in_transaction_timeout: float
+
+
+class DatabaseSettings(BaseModel):
+    """Connection and pool settings; named as in `create_engine()` where it has the setting."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True
+    )
+
+    url: Url
+    """Where to connect, as `postgresql://user:password@host:5432/name` or `sqlite:///file`."""
+    required: bool = True
+    """Whether the service is unready while this database is down."""
+    pool_size: int = Field(default=10, ge=1, le=1000)
+    """Connections kept open by each process."""
+    max_overflow: int = Field(default=0, ge=0, le=1000)
+    """Connections beyond `pool_size` that each process may open under pressure."""
+    pool_timeout: float = Field(default=5, ge=0.05, le=300)
+    """Seconds to wait for a free connection."""
+    pool_recycle: float = Field(default=1800, ge=10, le=86400)
+    """Seconds after which a connection is replaced."""
+    echo: bool = False
+    """Log every statement with its parameters; for development."""
+    connect_timeout: float = Field(default=5, ge=0.1, le=300)
+    """Seconds to wait for the server to accept a connection."""
+    statement_timeout: float = Field(default=30, ge=0, le=86400)
+    """Seconds after which the server cancels a statement; 0 is never."""
+    lock_timeout: float = Field(default=5, ge=0, le=86400)
+    """Seconds after which the server gives up waiting for a lock; 0 is never."""
+    idle_in_transaction_timeout: float = Field(default=60, ge=0, le=86400)
+    """Seconds after which the server ends a transaction that does nothing; 0 is never."""
+
+    @property
+    def max_connections(self) -> int:
+        """Most connections that the pool of one process can hold."""
+        return self.pool_size + self.max_overflow
+
+
+def environment() -> dict[str, str]:
+    """Return the variables that are set, `.env` below the process's own."""
+    merged = {**dotenv_values(".env"), **os.environ}
+    return {name: value for name, value in merged.items() if value}
+
+
+def read_settings(
+    variables: Mapping[str, str], *, prefix: str, dialect: Dialect, declared: Declared
+) -> DatabaseSettings:
+    """Read the settings of one database; raise `NotConfigured` with every fault."""
+    faults = [
+        f"{name}: unknown; did you mean {nearest}?"
+        for name, nearest in misspelt(variables, [prefix]).items()
+        if name.startswith(prefix)
+    ]
+    values: dict[str, Any] = {**declared}
+    for field in DatabaseSettings.model_fields:
+        if (value := variables.get(prefix + field.upper())) is not None:
+            values[field] = value
+    if "url" in values:
+        try:
+            values["url"] = parse_url(values["url"], dialect)
+        except ValueError as error:
+            faults.append(f"{prefix}URL: {error}")
+            values["url"] = URL.create(dialect)
+    try:
+        settings = DatabaseSettings.model_validate(values)
+    except ValidationError as error:
+        faults += [fault(prefix, dict(each)) for each in error.errors(include_url=False)]
+        raise NotConfigured(faults) from None  # Its text would hold the values again.
+    if faults:
+        raise NotConfigured(faults)
+    return settings
+
+
+def misspelt(variables: Iterable[str], prefixes: Iterable[str]) -> dict[str, str]:
+    """Map each variable that looks like a database's setting, and is none, to the nearest.
+
+    What resembles no setting is left alone: platforms set `DATABASE_SERVICE_HOST` and the like.
+    """
+    known = {
+        prefix + field.upper() for prefix in prefixes for field in DatabaseSettings.model_fields
+    }
+    tests = {prefix.replace("DATABASE_", "TEST_DATABASE_URL") for prefix in prefixes}
+    found: dict[str, str] = {}
+    for name in sorted(set(variables) - known - tests):
+        if "DATABASE_" in name and (nearest := get_close_matches(name, known, 1, 0.85)):
+            found[name] = nearest[0]
+    return found
+
+
+def fault(prefix: str, error: Mapping[str, Any]) -> str:
+    """Say what is wrong with one setting, what it means, and its bounds."""
+    (field,) = error["loc"]
+    variable = f"{prefix}{field.upper()}"
+    if error["type"] == "missing":
+        return f"{variable}: not set. {DatabaseSettings.model_fields[field].description}"
+    return f"{variable}: {error['input']!r} is not {expected(field)}. {explain(field)}"
+
+
+def expected(field: str) -> str:
+    """Name the values that a setting takes: `an integer from 1 to 1000`."""
+    info = DatabaseSettings.model_fields[field]
+    if info.annotation is bool:
+        return "true or false"
+    low = next((m.ge for m in info.metadata if isinstance(m, Ge)), None)
+    high = next((m.le for m in info.metadata if isinstance(m, Le)), None)
+    noun = "an integer" if info.annotation is int else "a number"
+    return f"{noun} from {low} to {high}"
+
+
+def explain(field: str) -> str:
+    """Say what a setting means, with its unit, and its default."""
+    info = DatabaseSettings.model_fields[field]
+    if info.is_required():
+        return f"{info.description}"
+    default = str(info.default).lower() if info.annotation is bool else info.default
+    return f"{info.description} Default: {default}."

@@ -1,0 +1,75 @@
+"""SQLSTATE codes: the one name that an error has on every server.
+
+Source: PostgreSQL's appendix A, "PostgreSQL Error Codes". SQLite has codes of its own;
+they are translated to the SQLSTATE that PostgreSQL gives for the same thing.
+"""
+
+from dataclasses import dataclass
+
+# The server is leaving, or is no longer the primary: the connection is of no more use.
+DISCONNECTED = frozenset({"25006", "57P01", "57P02", "57P03"})
+
+SQLITE = {
+    "SQLITE_BUSY": "55P03",
+    "SQLITE_CANTOPEN": "08001",
+    "SQLITE_CONSTRAINT_CHECK": "23514",
+    "SQLITE_CONSTRAINT_DATATYPE": "22000",
+    "SQLITE_CONSTRAINT_FOREIGNKEY": "23503",
+    "SQLITE_CONSTRAINT_NOTNULL": "23502",
+    "SQLITE_CONSTRAINT_PRIMARYKEY": "23505",
+    "SQLITE_CONSTRAINT_UNIQUE": "23505",
+    "SQLITE_FULL": "53100",
+    "SQLITE_INTERRUPT": "57014",
+    "SQLITE_LOCKED": "55P03",
+    "SQLITE_READONLY": "25006",
+    "SQLITE_TOOBIG": "22001",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a client is told about an error of the database."""
+
+    status: int
+    detail: str
+
+
+ANSWERS = {
+    "22": Answer(422, "a value is out of range or has a wrong form"),
+    "23502": Answer(422, "a value is missing"),
+    "23503": Answer(409, "another row refers to this one, or the row referred to is gone"),
+    "23505": Answer(409, "a row with the same value exists"),
+    "23514": Answer(422, "a value is not allowed"),
+    "23P01": Answer(409, "conflicts with another row"),
+    "25006": Answer(503, "the database is read-only at the moment"),
+    "25P03": Answer(504, "the transaction was idle for too long"),
+    "25P04": Answer(504, "the transaction took too long"),
+    "40": Answer(503, "conflicts with another transaction; try again"),
+    "53": Answer(503, "the database is out of resources"),
+    "55P03": Answer(503, "the row is locked by another transaction; try again"),
+    "57014": Answer(504, "the statement took too long"),
+    "57P": Answer(503, "the database is restarting"),
+    "08": Answer(503, "the connection to the database was lost"),
+}
+
+
+def sqlstate(error: BaseException | None) -> str | None:
+    """Return the SQLSTATE of a driver's error, however deep it is wrapped."""
+    while error is not None:
+        code = getattr(error, "sqlstate", None)
+        if isinstance(code, str):
+            return code
+        name = getattr(error, "sqlite_errorname", None)
+        if isinstance(name, str):
+            # Extended names add to the basic one: SQLITE_BUSY_SNAPSHOT.
+            return next((SQLITE[key] for key in SQLITE if name.startswith(key)), None)
+        error = getattr(error, "orig", None) or error.__cause__
+    return None
+
+
+def answer(code: str | None) -> Answer | None:
+    """Return the answer for a SQLSTATE, or for its class; None where the fault is ours."""
+    for length in (5, 3, 2):
+        if code and (found := ANSWERS.get(code[:length])):
+            return found
+    return None

@@ -1,0 +1,72 @@
+"""Database URLs as platforms write them, made into what the async drivers take."""
+
+from typing import Literal
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+Dialect = Literal["postgresql", "sqlite"]
+
+DRIVERS: dict[Dialect, str] = {"postgresql": "asyncpg", "sqlite": "aiosqlite"}
+EXAMPLES: dict[Dialect, str] = {
+    "postgresql": "postgresql://user:password@host:5432/name",
+    "sqlite": "sqlite:///folder/file.sqlite3",
+}
+ALIASES = {"postgres": "postgresql"}
+
+# What asyncpg takes from a URL; libpq's other parameters would be a TypeError at the first connect.
+POSTGRESQL_PARAMETERS = {"host", "port", "ssl", "target_session_attrs", "gsslib", "krbsrvname"}
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+
+def parse_url(text: str, dialect: Dialect) -> URL:
+    """Parse a URL for `dialect`; a `ValueError` says what to write, without the URL itself."""
+    example = f"write it as {EXAMPLES[dialect]}"
+    try:
+        url = make_url(text.strip())
+    except (ArgumentError, ValueError):
+        raise ValueError(
+            f"not a database URL; {example} (percent-encode special characters in the password)"
+        ) from None
+    backend, _, driver = url.drivername.partition("+")
+    backend = ALIASES.get(backend, backend)
+    if backend != dialect:
+        raise ValueError(f"is for {backend}, but this database is {dialect}; {example}")
+    if driver and driver != DRIVERS[dialect]:
+        raise ValueError(
+            f"driver {driver} cannot work here; write {dialect}:// or {dialect}+{DRIVERS[dialect]}://"
+        )
+    url = url.set(drivername=f"{dialect}+{DRIVERS[dialect]}")
+    return postgresql(url) if dialect == "postgresql" else sqlite(url)
+
+
+def postgresql(url: URL) -> URL:
+    """Translate libpq's parameters to asyncpg's; refuse what it does not know."""
+    query = dict(url.query)
+    # A password in the query would be shown: SQLAlchemy masks only the one before the host.
+    url = url.set(
+        username=str(query.pop("user", "")) or url.username,
+        password=str(query.pop("password", "")) or url.password,
+        database=str(query.pop("dbname", "")) or url.database,
+    )
+    # asyncpg has no channel binding; over TLS, `sslmode` decides what is checked.
+    query.pop("channel_binding", None)
+    if mode := query.pop("sslmode", None):
+        query["ssl"] = mode
+    if (mode := query.get("ssl")) and mode not in SSL_MODES:
+        raise ValueError(f"sslmode is one of {', '.join(SSL_MODES)}")
+    if unknown := sorted(query.keys() - POSTGRESQL_PARAMETERS):
+        raise ValueError(
+            f"parameter {unknown[0]} is not known to asyncpg; it takes"
+            f" {', '.join(sorted({'sslmode', *POSTGRESQL_PARAMETERS}))}"
+        )
+    if not url.database:
+        raise ValueError(f"names no database; write it as {EXAMPLES['postgresql']}")
+    return url.set(query=query)
+
+
+def sqlite(url: URL) -> URL:
+    """Ask for a file: each connection of a pool would have a memory of its own."""
+    if url.database in (None, "", ":memory:"):
+        raise ValueError(f"names no file; write it as {EXAMPLES['sqlite']}")
+    return url

@@ -1,0 +1,53 @@
+"""Bodies of requests and responses; their limits are those of the tables."""
+
+from typing import Annotated
+
+from fastapi import Path
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from typing_extensions import TypedDict
+
+# No NUL: PostgreSQL cannot store one.
+Name = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00]+$")]
+Quantity = Annotated[int, Field(ge=0, le=1_000_000)]
+ItemId = Annotated[int, Path(ge=1, le=2**63 - 1)]
+
+
+class ItemCreate(BaseModel):
+    """What a client sends to create an item."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name
+    quantity: Quantity = 0
+
+
+class ItemUpdate(TypedDict, total=False):
+    """What a client sends to change an item: only what changes, and no nulls."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore[reportGeneralTypeIssues]
+
+    name: Name
+    quantity: Quantity
+
+
+class ItemRead(BaseModel):
+    """What a client gets."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    name: str
+    quantity: int
+
+
+class ItemPage(BaseModel):
+    """A page of items; `next` is the `after` of the next page, null on the last."""
+
+    items: list[ItemRead]
+    next: int | None
+
+
+class NotFound(BaseModel):
+    """What a client gets when there is no such item."""
+
+    detail: str

@@ -1,0 +1,64 @@
+"""The example feature: delete this file with it."""
+
+import pytest
+from httpx import AsyncClient
+
+
+async def test_create_then_read(client: AsyncClient) -> None:
+    created = await client.post("/items", json={"name": "lamp", "quantity": 3})
+
+    assert created.status_code == 201
+    read = await client.get(f"/items/{created.json()['id']}")
+    assert read.json() == {"id": created.json()["id"], "name": "lamp", "quantity": 3}
+
+
+async def test_list_goes_on_behind_the_last_item(client: AsyncClient) -> None:
+    for name in ("lamp", "chair", "table"):
+        await client.post("/items", json={"name": name})
+
+    first = (await client.get("/items", params={"limit": 2})).json()
+    second = (await client.get("/items", params={"limit": 2, "after": first["next"]})).json()
+
+    names = [[item["name"] for item in page["items"]] for page in (first, second)]
+    assert names == [["lamp", "chair"], ["table"]]
+    assert second["next"] is None
+
+
+async def test_change_one_field(client: AsyncClient) -> None:
+    item = (await client.post("/items", json={"name": "lamp", "quantity": 3})).json()
+
+    response = await client.patch(f"/items/{item['id']}", json={"quantity": 2})
+
+    assert response.json() == item | {"quantity": 2}
+
+
+async def test_delete(client: AsyncClient) -> None:
+    item = (await client.post("/items", json={"name": "lamp"})).json()
+
+    assert (await client.delete(f"/items/{item['id']}")).status_code == 204
+    assert (await client.get(f"/items/{item['id']}")).status_code == 404
+
+
+async def test_a_taken_name_conflicts(client: AsyncClient) -> None:
+    await client.post("/items", json={"name": "lamp"})
+
+    response = await client.post("/items", json={"name": "lamp"})
+
+    assert response.status_code == 409
+    assert response.json()["detail"] == "a row with the same value exists"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"name": ""},
+        {"name": "x" * 101},
+        {"name": "nul \x00"},
+        {"name": None},
+        {"name": "lamp", "quantity": 2**63},
+        {"name": "lamp", "colour": "red"},
+    ],
+)
+async def test_bad_items_are_refused(client: AsyncClient, body: dict[str, object]) -> None:
+    assert (await client.post("/items", json=body)).status_code == 422
+    assert (await client.get("/items")).json()["items"] == []
