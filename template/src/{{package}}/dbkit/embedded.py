@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from io import BufferedReader
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self, cast
 
 from sqlalchemy import URL
@@ -110,8 +109,6 @@ class EmbeddedPostgres:
 
     def _launch(self, binaries: Path) -> bool:
         """Start a server; False when another process has the directory."""
-        # PG* would change what the programs do; dates and messages are those of most servers.
-        kept = {name: text for name, text in os.environ.items() if not name.startswith("PG")}
         guard = subprocess.Popen(  # noqa: S603 - our own arguments
             [
                 *(sys.executable, "-I", "-S", Path(__file__).with_name("embedded_guard.py")),
@@ -122,20 +119,23 @@ class EmbeddedPostgres:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=kept | {"LC_ALL": "C", "TZ": "UTC"},
+            env=_environment(TZ="UTC"),  # A new data directory takes its time zone from here.
             # Ctrl-C is for the service, which closes its connections before it stops the server.
             start_new_session=True,
             creationflags=subprocess.CREATE_NEW_PROCESS_GROUP if sys.platform == "win32" else 0,
         )
         words, answers = cast(IO[bytes], guard.stdin), cast(IO[bytes], guard.stdout)
-        answer = answers.readline().decode(errors="replace")
-        if answer.startswith("ready "):
-            self._guard, self._port = guard, int(answer.split()[1])
-            return True
+        said: list[str] = []
+        for line in answers:
+            said.append(line.decode(errors="replace").strip())
+            word, _, port = said[-1].partition(" ")
+            if word == "ready":
+                self._guard, self._port = guard, int(port)
+                return True
         with words, answers, guard:
-            answer += answers.read().decode(errors="replace")
-        if answer.strip() != "busy":
-            raise EmbeddedFailed(f"embedded PostgreSQL in {self.directory}: {answer.strip()}")
+            pass
+        if "busy" not in said:
+            raise EmbeddedFailed("\n  ".join([f"{self.directory}: no PostgreSQL:", *said]))
         return False
 
     def _attach(self) -> bool:
@@ -167,20 +167,14 @@ class EmbeddedPostgres:
             with contextlib.suppress(OSError), words:
                 words.write(b".")
             with answers:
-                kept = answers.readline()
-            if kept:
-                guard.returncode = 0  # It lives on for an attached process: not ours to wait for.
+                if b"kept\n" in answers:
+                    guard.returncode = 0  # It stays for an attached process: do not wait for it.
             guard.wait()
 
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
@@ -192,7 +186,9 @@ class EmbeddedPostgres:
     def port(self) -> int:
         """The server's port on 127.0.0.1; another one at each start."""
         if self._port is None:
-            raise EmbeddedFailed(f"embedded PostgreSQL in {self.directory}: call start() first")
+            raise EmbeddedFailed(
+                f"{self.directory}: its PostgreSQL is not started; call start() first"
+            )
         return self._port
 
     @property
@@ -207,16 +203,22 @@ class EmbeddedPostgres:
     def create_database(self, name: str) -> None:
         """Create a database unless there is one of that name; also within a running event loop."""
         address = ["--host", _HOST, "--port", str(self.port), "--username", _USER]
-        kept = {key: text for key, text in os.environ.items() if not key.startswith("PG")}
         created = subprocess.run(  # noqa: S603 - a program of ours; the name is one argument
             [find_binaries() / "createdb", *address, "--", name],
-            env=kept | {"LC_ALL": "C", "PGPASSWORD": self.password},
+            env=_environment(PGPASSWORD=self.password),
             check=False,
             capture_output=True,
             text=True,
         )
         if created.returncode and "already exists" not in created.stderr:
             raise EmbeddedFailed(created.stderr.strip())
+
+
+def _environment(**added: str) -> dict[str, str]:
+    """Return our environment for PostgreSQL's programs, whose messages we read in English."""
+    # PGSSLMODE, PGOPTIONS and their like are meant for other servers.
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("PG")}
+    return kept | {"LC_ALL": "C"} | added
 
 
 def _accepts(port: int) -> bool:

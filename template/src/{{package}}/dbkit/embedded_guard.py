@@ -56,13 +56,13 @@ def leave_root(directory: Path) -> None:
     os.setuid(uid)
     if _libc:
         # The project may be below /root, which only root can enter. Rather than open it to all,
-        # keep the one right to pass, CAP_DAC_OVERRIDE, also across exec ("ambient"). Without it
-        # (gVisor, --cap-drop) this is an ordinary user, which suffices elsewhere.
+        # keep one right, CAP_DAC_OVERRIDE, for the programs that we start too ("ambient"). Where
+        # that is refused (gVisor, --cap-drop) we are an ordinary user, which suffices elsewhere.
         override = 1 << 1
         header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-        sets = (ctypes.c_uint32 * 6)(override, override, override)
-        _libc.capset(header, sets)
-        _libc.prctl(47, *map(ctypes.c_ulong, (2, 1, 0, 0)))  # PR_CAP_AMBIENT, ..._RAISE
+        _libc.capset(header, (ctypes.c_uint32 * 6)(override, override, override))
+        if _libc.prctl(47, *map(ctypes.c_ulong, (2, 1, 0, 0))):  # PR_CAP_AMBIENT, ..._RAISE
+            _libc.capset(header, (ctypes.c_uint32 * 6)())
 
 
 def lock(directory: Path) -> int | None:
@@ -201,8 +201,8 @@ def main() -> None:
             os.stat(f"{path}/.")  # noqa: PTH116 - a Path would lose the dot, which asks to enter
         except PermissionError:
             sys.exit(
-                f"{path}: cannot be entered by user {os.geteuid()}, as whom PostgreSQL runs "
-                "because it refuses root; move it, run as another user, or allow CAP_DAC_OVERRIDE"
+                f"{path} cannot be entered by user {os.geteuid()}, as whom PostgreSQL would run, "
+                "for it refuses root: give it to that user, move it, or allow CAP_DAC_OVERRIDE"
             )
     if sys.platform != "win32" and directory.stat().st_mode & 0o077:
         sys.exit(f"{directory} is open to other users: chmod it to 700, or delete it")

@@ -18,6 +18,9 @@ from sqlalchemy import exc
 class DatabaseError(Exception):
     """Base of every error that this package raises."""
 
+    retry_after: float = 1.0
+    """Seconds after which trying again may help, where time may cure the state at all."""
+
 
 class NotConfigured(DatabaseError):
     """Settings are missing or wrong; `faults` names each variable as it is typed."""
@@ -35,7 +38,11 @@ class NotOpen(DatabaseError):
 
 
 class Unreachable(DatabaseError):
-    """The server did not accept a connection."""
+    """The server did not accept a connection, or nothing will be asked of it for a moment."""
+
+    def __init__(self, message: str, *, retry_after: float = DatabaseError.retry_after) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
 
 
 class PoolTimeout(DatabaseError, exc.TimeoutError):

@@ -170,7 +170,8 @@ def configure(
 
 def heads(connection: Connection) -> tuple[str, ...]:
     """Return the revisions that a database is at."""
-    return MigrationContext.configure(connection).get_current_heads()
+    with connection.begin():  # Ended here: Alembic commits no transaction that it finds begun.
+        return MigrationContext.configure(connection).get_current_heads()
 
 
 def is_behind(script: ScriptDirectory, current: tuple[str, ...], target: str) -> bool:

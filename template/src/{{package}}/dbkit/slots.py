@@ -1,0 +1,57 @@
+"""One open connection of a pool, and what only its driver can tell about it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Dialect
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.util import greenlet_spawn
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """A connection that counts towards the limit of its pool. Times are monotonic."""
+
+    record: ConnectionPoolEntry
+    connection: DBAPIConnection
+    is_closed: Callable[[], bool]
+    """Whether the driver knows that it is closed; asks nothing of the server."""
+    expires: float
+    """When it is to be retired: at its next return, or in the background."""
+    taken: float
+    """When it was last handed out, or proved alive."""
+    contact: float
+    """When it was last returned, or proved alive."""
+    used: float
+    """When it was last returned."""
+
+
+def closed_check(dialect: Dialect, driver_connection: Any) -> Callable[[], bool]:
+    """Return the driver's own check for a closed connection, without a round trip.
+
+    The driver is known by its name and never imported: a service has only its own.
+    """
+    if dialect.driver == "asyncpg":
+        return driver_connection.is_closed
+    if dialect.driver in {"aiomysql", "asyncmy"} and hasattr(driver_connection, "_reader"):
+        return driver_connection._reader.at_eof  # noqa: SLF001: neither says it in public.
+    return never
+
+
+def never() -> bool:
+    """Answer for a driver that cannot tell: a ping will."""
+    return False
+
+
+async def ping(dialect: Dialect, slot: Slot) -> None:
+    """Ask the server for a sign of life; raises whatever the driver raises.
+
+    On asyncpg this is one round trip: an empty query in the simple protocol, right behind
+    PgBouncer too, where SQLAlchemy's own ping takes three.
+    """
+    if dialect.driver == "asyncpg":
+        await slot.record.driver_connection.execute(";")
+    else:
+        await greenlet_spawn(dialect.do_ping, slot.connection)

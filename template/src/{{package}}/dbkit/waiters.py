@@ -1,0 +1,109 @@
+"""The queue of a pool: strictly first in, first out, and shed by CoDel while it stands.
+
+A queue that forms and dissolves is a burst, and is served in full. A queue that stands adds
+latency and no throughput: when the *smallest* wait of a whole interval was above the target,
+whoever has waited for more than twice the target is turned away, oldest first, until the
+waits are short again. Sources: K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM
+Queue 10(5), 2012; the doubled target and the first one served are from Ecto's db_connection.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf
+
+from .slots import Slot
+
+
+@dataclass(eq=False, slots=True)
+class Waiter:
+    """A caller in the queue."""
+
+    future: asyncio.Future[Slot]
+    since: float
+    """When it joined, by the monotonic clock."""
+
+
+class WaitQueue:
+    """Waiters in the order of their arrival.
+
+    `target` and `interval` are seconds; without a target nobody is shed. Time is always the
+    caller's `now`, by the monotonic clock.
+    """
+
+    def __init__(self, target: float | None, interval: float) -> None:
+        self.target = target
+        self.interval = interval
+        # Ordered, and O(1) to leave: thousands of waiters may be cancelled at once.
+        self._waiters: OrderedDict[Waiter, None] = OrderedDict()
+        self._standing = False
+        self._smallest: float | None = None  # Smallest wait of this interval; None: none served.
+        self._interval_ends = 0.0
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    def __iter__(self) -> Iterator[Waiter]:
+        return iter(self._waiters)
+
+    def join(self, waiter: Waiter) -> None:
+        """Put a waiter at the end."""
+        if not self._waiters:
+            # A queue that was empty for a moment of the interval did not stand in it.
+            self._standing = False
+            self._smallest = 0.0
+            if waiter.since >= self._interval_ends:
+                self._interval_ends = waiter.since + self.interval
+        self._waiters[waiter] = None
+
+    def leave(self, waiter: Waiter) -> None:
+        """Take a waiter out, wherever it stands."""
+        self._waiters.pop(waiter, None)
+
+    def oldest(self) -> Waiter | None:
+        """Return the waiter that is next, past those whose caller has gone."""
+        while self._waiters:
+            waiter = next(iter(self._waiters))
+            if not waiter.future.done():
+                return waiter
+            del self._waiters[waiter]
+        return None
+
+    def serve(self, now: float) -> Waiter | None:
+        """Take out the waiter that is next."""
+        if (waiter := self.oldest()) is None:
+            return None
+        del self._waiters[waiter]
+        waited = now - waiter.since
+        self._smallest = waited if self._smallest is None else min(self._smallest, waited)
+        return waiter
+
+    def shed(self, now: float) -> list[Waiter]:
+        """Take out those who waited too long in a queue that stands; before each `serve`.
+
+        The first call of an interval sheds nobody: it decides whether the queue stands.
+        """
+        if self.target is None or (oldest := self.oldest()) is None:
+            return []
+        if now >= self._interval_ends:
+            smallest = now - oldest.since if self._smallest is None else self._smallest
+            self._standing = smallest > self.target
+            self._smallest = None
+            self._interval_ends = now + self.interval
+            return []
+        return self.expire(now, 2 * self.target) if self._standing else []
+
+    def expire(self, now: float, age: float) -> list[Waiter]:
+        """Take out those who have waited for `age` seconds or longer."""
+        expired: list[Waiter] = []
+        while (waiter := self.oldest()) and now - waiter.since >= age:
+            del self._waiters[waiter]
+            expired.append(waiter)
+        return expired
+
+    def due(self, now: float) -> float:
+        """Return the seconds until `shed` should be asked although nothing was returned."""
+        if self.target is None:
+            return inf
+        return self.target if self._standing else max(self._interval_ends - now, 0.0)
