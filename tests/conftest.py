@@ -1,0 +1,56 @@
+"""Fixtures of the whole suite: the template as it stands, and services rendered from it."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pytest_copie.plugin import Copie
+from rendering import ROOT, Renderer, commit_all
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hermetic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the settings of this machine's user out: Copier's defaults, Git's name and hooks."""
+    folder = tmp_path_factory.mktemp("home")
+    copier_settings = folder / "copier.yml"
+    copier_settings.write_text("{}\n")  # An empty file is not a valid one.
+    git_settings = folder / "gitconfig"
+    git_settings.write_text(
+        "[user]\nname = Test\nemail = test@example.com\n[init]\ndefaultBranch = main\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COPIER_SETTINGS_PATH", str(copier_settings))
+        patch.setenv("GIT_CONFIG_GLOBAL", str(git_settings))
+        patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the template as it stands, without its repository: read only.
+
+    Copier clones a repository, warns when it is dirty and records a commit that exists nowhere.
+    """
+    folder = tmp_path_factory.mktemp("template") / "fastapi-pools"
+    ignored = shutil.ignore_patterns("__pycache__", ".ruff_cache", ".pytest_cache", ".venv")
+    folder.mkdir()
+    shutil.copy(ROOT / "copier.yml", folder)
+    for name in ("includes", "template"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def template_repository(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the same in a repository of its own, committed and tagged v1.0.0: read only."""
+    folder = tmp_path_factory.mktemp("repository") / "fastapi-pools"
+    shutil.copytree(template, folder)
+    commit_all(folder, tag="v1.0.0")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def render(copie_session: Copie, template: Path) -> Renderer:
+    """Return the function that renders services: `render(ci="none").path`."""
+    return Renderer(copie_session, template)

@@ -1,0 +1,89 @@
+"""The variants of a service that are rendered and booted at every change.
+
+The tests import `VARIANTS`; `python tests/variants.py` prints them as the matrix of a GitHub
+workflow: `{"include": [{"variant": "default", "python": "3.11"}, ...]}`.
+"""
+
+import json
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from allpairspy import AllPairs  # pyright: ignore[reportMissingTypeStubs]  # It has none.
+
+PYTHON_VERSIONS = ["3.11", "3.12", "3.13"]
+DATABASES: dict[str, list[dict[str, Any]]] = {
+    "pg": [{"name": "primary", "engine": "postgresql"}],
+    "sqlite": [{"name": "primary", "engine": "sqlite"}],
+    "pg-sqlite": [
+        {"name": "primary", "engine": "postgresql"},
+        {"name": "audit", "engine": "sqlite"},
+    ],
+    "2pg-2sqlite": [
+        {"name": "primary", "engine": "postgresql"},
+        {"name": "audit", "engine": "sqlite"},
+        {"name": "analytics", "engine": "postgresql", "pool_size": 5},
+        {"name": "cache", "engine": "sqlite"},
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A name for a set of answers; what is not answered has its default."""
+
+    name: str
+    answers: dict[str, Any]
+
+    @property
+    def python_version(self) -> str:
+        """The Python that the service asks for, e.g. "3.11"."""
+        return self.answers.get("python_version", "3.11")
+
+
+def curated() -> Iterator[Variant]:
+    """Read the variants that somebody chose."""
+    text = Path(__file__).with_name("variants.toml").read_text(encoding="utf-8")
+    for name, answers in tomllib.loads(text).items():
+        yield Variant(name, answers)
+
+
+def pairwise() -> Iterator[Variant]:
+    """Compute few variants in which every two answers meet; they are the same at every run."""
+    rows = AllPairs(
+        [
+            PYTHON_VERSIONS,
+            ["github", "gitlab", "none"],
+            [True, False],
+            ["MIT", "Apache-2.0", "proprietary"],
+            list(DATABASES),
+        ]
+    )
+    for python_version, ci, containers, licence, databases in cast("Iterator[list[Any]]", rows):
+        parts = [python_version, ci, "containers" if containers else "plain", licence, databases]
+        yield Variant(
+            "-".join(parts).lower(),
+            {
+                "python_version": python_version,
+                "ci": ci,
+                "containers": containers,
+                "licence": licence,
+                "databases": DATABASES[databases],
+            },
+        )
+
+
+VARIANTS = [*curated(), *pairwise()]
+
+
+def main() -> None:
+    """Print the matrix."""
+    include = [{"variant": each.name, "python": each.python_version} for each in VARIANTS]
+    sys.stdout.write(json.dumps({"include": include}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
