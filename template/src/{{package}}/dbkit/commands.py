@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 import uvicorn
@@ -100,10 +100,16 @@ DatabaseOption = Annotated[
 ]
 
 
-def check(context: typer.Context, database: DatabaseOption = None) -> None:
+def check(
+    context: typer.Context,
+    database: DatabaseOption = None,
+    fail_level: Annotated[
+        Literal["error", "warning"], typer.Option(help="The least finding that fails the check.")
+    ] = "error",
+) -> None:
     """Check settings, connections and schemas.
 
-    Each finding has a stable id and says what to do. The exit code is 1 if one is an error.
+    Each finding has a stable id and says what to do. The exit code is 1 if one fails the check.
     """
     service: Service = context.obj
     chosen = service.selected(database)
@@ -119,7 +125,7 @@ def check(context: typer.Context, database: DatabaseOption = None) -> None:
         if finding.hint:
             typer.echo(f"    {finding.hint}")
     typer.echo(f"{len(chosen)} checked, {len(findings)} findings.")
-    raise typer.Exit(any(finding.is_error for finding in findings))
+    raise typer.Exit(any(each.is_error or fail_level == "warning" for each in findings))
 
 
 def migrate(

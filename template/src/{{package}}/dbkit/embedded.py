@@ -132,8 +132,9 @@ class EmbeddedPostgres:
             if word == "ready":
                 self._guard, self._port = guard, int(port)
                 return True
-        with words, answers, guard:
-            pass
+        words.close()
+        answers.close()
+        guard.wait()
         if "busy" not in said:
             raise EmbeddedFailed("\n  ".join([f"{self.directory}: no PostgreSQL:", *said]))
         return False
@@ -141,11 +142,11 @@ class EmbeddedPostgres:
     def _attach(self) -> bool:
         """Use the server of another process; False when it is not (or no longer) ready."""
         with contextlib.ExitStack() as undo, contextlib.suppress(OSError, IndexError):
-            lines = (self.directory / "data" / "postmaster.pid").read_text().splitlines()
             users = undo.enter_context((self.directory / "users").open("rb"))
             if sys.platform != "win32":
                 # The guard takes this lock before it stops the server: who shares it keeps it.
                 fcntl.flock(users, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lines = (self.directory / "data" / "postmaster.pid").read_text().splitlines()
             if lines[7].strip() == "ready" and _accepts(int(lines[3])):
                 self._users, self._port = users, int(lines[3])
                 undo.pop_all()
@@ -186,9 +187,7 @@ class EmbeddedPostgres:
     def port(self) -> int:
         """The server's port on 127.0.0.1; another one at each start."""
         if self._port is None:
-            raise EmbeddedFailed(
-                f"{self.directory}: its PostgreSQL is not started; call start() first"
-            )
+            raise EmbeddedFailed(f"{self.directory}: PostgreSQL is not started; call start()")
         return self._port
 
     @property
