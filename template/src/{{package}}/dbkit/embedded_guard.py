@@ -50,7 +50,9 @@ def leave_root(directory: Path) -> None:
         uid, gid = user.pw_uid, user.pw_gid
         os.chown(directory, uid, gid)
     if _libc:
-        _libc.prctl(8, 1)  # PR_SET_KEEPCAPS
+        # PR_SET_SECUREBITS, NO_SETUID_FIXUP: setuid() keeps our capabilities, and so does
+        # access(), by which initdb looks for its programs (KEEPCAPS would do the first alone).
+        _libc.prctl(28, _libc.prctl(27) | 1 << 2)
     os.setgroups([])
     os.setgid(gid)
     os.setuid(uid)
@@ -197,9 +199,7 @@ def main() -> None:
     os.umask(0o077)
     leave_root(directory)
     for path in (directory, binaries):
-        try:
-            os.stat(f"{path}/.")  # noqa: PTH116 - a Path would lose the dot, which asks to enter
-        except PermissionError:
+        if not os.access(path, os.X_OK):
             sys.exit(
                 f"{path} cannot be entered by user {os.geteuid()}, as whom PostgreSQL would run, "
                 "for it refuses root: give it to that user, move it, or allow CAP_DAC_OVERRIDE"
