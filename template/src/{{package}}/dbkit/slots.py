@@ -36,7 +36,7 @@ def closed_check(dialect: Dialect, driver_connection: Any) -> Callable[[], bool]
     if dialect.driver == "asyncpg":
         return driver_connection.is_closed
     if dialect.driver in {"aiomysql", "asyncmy"} and hasattr(driver_connection, "_reader"):
-        return driver_connection._reader.at_eof  # noqa: SLF001: neither says it in public.
+        return driver_connection._reader.at_eof  # noqa: SLF001 - neither says it in public
     return never
 
 
@@ -52,6 +52,7 @@ async def ping(dialect: Dialect, slot: Slot) -> None:
     PgBouncer too, where SQLAlchemy's own ping takes three.
     """
     if dialect.driver == "asyncpg":
-        await slot.record.driver_connection.execute(";")
+        driver_connection: Any = slot.record.driver_connection
+        await driver_connection.execute(";")
     else:
         await greenlet_spawn(dialect.do_ping, slot.connection)

@@ -24,6 +24,15 @@ class Counters:
     lost: int = 0
 
 
+@dataclass(slots=True)
+class Overload:
+    """A stretch of time in which callers were turned away."""
+
+    began: float
+    last: float = 0.0
+    turned_away: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
     """A pool at one moment. Times are seconds; the counters only grow."""

@@ -50,12 +50,15 @@ class WaitQueue:
     def join(self, waiter: Waiter) -> None:
         """Put a waiter at the end."""
         if not self._waiters:
-            # A queue that was empty for a moment of the interval did not stand in it.
-            self._standing = False
-            self._smallest = 0.0
-            if waiter.since >= self._interval_ends:
-                self._interval_ends = waiter.since + self.interval
+            self.restart(waiter.since)
         self._waiters[waiter] = None
+
+    def restart(self, now: float) -> None:
+        """Take the queue for one that does not stand: for a moment, nobody had to wait."""
+        self._standing = False
+        self._smallest = 0.0
+        if now >= self._interval_ends:
+            self._interval_ends = now + self.interval
 
     def leave(self, waiter: Waiter) -> None:
         """Take a waiter out, wherever it stands."""
