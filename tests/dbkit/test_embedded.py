@@ -16,7 +16,6 @@ from typing import Any
 
 import dbkit.embedded
 import pytest
-from conftest import KIT
 from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres, find_binaries
 from dbkit.errors import EmbeddedFailed
 from sqlalchemy import URL, text
@@ -25,11 +24,12 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the tests use pidfd_open")
 
+KIT = Path(dbkit.embedded.__file__).parent
 PREAMBLE = f"""
 import os, sys, types
 # The package without its __init__, which takes a second to import all else.
 sys.modules["dbkit"] = types.ModuleType("dbkit")
-sys.modules["dbkit"].__path__ = [{str(KIT / "dbkit")!r}]
+sys.modules["dbkit"].__path__ = [{str(KIT)!r}]
 from pathlib import Path
 from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres
 from dbkit.embedded_guard import leave_root
@@ -373,8 +373,11 @@ def test_files_are_closed_to_other_users(postgres: EmbeddedPostgres) -> None:
 
 def test_a_directory_open_to_others_is_refused(new_directory: Path) -> None:
     new_directory.mkdir(mode=0o755)
+    before = new_directory.stat()
     with pytest.raises(EmbeddedFailed, match="open to other users: chmod it to 700, or delete it"):
         EmbeddedPostgres(new_directory).start()
+    after = new_directory.stat()
+    assert (before.st_mode, before.st_uid) == (after.st_mode, after.st_uid)
 
 
 def test_neither_error_nor_repr_shows_the_password(directory: Path) -> None:
@@ -494,3 +497,30 @@ async def test_a_stale_pid_file_is_not_believed(directory: Path) -> None:
         with EmbeddedPostgres(directory, settings=TEST_SETTINGS) as server:
             assert server.port != port
             assert await fetch(server.url("kept"), "SELECT 42") == 42
+
+
+def test_a_port_taken_in_between_is_given_up(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        postgres, tried = directory.parent / "bin" / "postgres", directory / "tried"
+        postgres.parent.mkdir()
+        postgres.write_text(
+            "#!/bin/sh\n"
+            f'[ $1 = --version ] || [ -e {tried} ] || {{ > {tried}; set -- "$@" -p {taken}; }}\n'
+            f'exec {find_binaries()}/postgres "$@"\n'
+        )
+        postgres.chmod(0o755)
+        monkeypatch.setenv("EMBEDDED_POSTGRES_BIN", str(postgres.parent))
+        with EmbeddedPostgres(directory, settings=TEST_SETTINGS) as server:
+            assert tried.exists()
+            assert server.port != taken
+
+
+def test_a_port_that_stays_taken_is_named(directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        with pytest.raises(EmbeddedFailed, match="Address already in use") as failure:
+            EmbeddedPostgres(directory, settings={"port": str(taken)}).start()
+    assert str(taken) in str(failure.value)

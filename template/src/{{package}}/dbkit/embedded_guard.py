@@ -53,9 +53,12 @@ def leave_root(directory: Path) -> None:
         # PR_SET_SECUREBITS, NO_SETUID_FIXUP: setuid() keeps our capabilities, and so does
         # access(), by which initdb looks for its programs (KEEPCAPS would do the first alone).
         _libc.prctl(28, _libc.prctl(27) | 1 << 2)
-    os.setgroups([])
-    os.setgid(gid)
-    os.setuid(uid)
+    try:
+        os.setgroups([])
+        os.setgid(gid)
+        os.setuid(uid)
+    except OSError as error:
+        sys.exit(f"PostgreSQL refuses root, and root may not become user {uid} here: {error}")
     if _libc:
         # The project may be below /root, which only root can enter. Rather than open it to all,
         # keep one right, CAP_DAC_OVERRIDE, for the programs that we start too ("ambient"). Where
@@ -75,7 +78,7 @@ def lock(directory: Path) -> int | None:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         else:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):
         return None
     return descriptor
 
@@ -89,6 +92,7 @@ class Guard:
         # The server inherits the lock: as long as anything of it runs, nobody else begins.
         self.inherited = () if sys.platform == "win32" else (lock,)
         self.users = os.open(directory / "users", os.O_RDWR | os.O_CREAT, 0o600)
+        self.process: subprocess.Popen[bytes] | None = None
 
     def spawn(self, program: str, *arguments: str | Path) -> "subprocess.Popen[bytes]":
         """Start one of PostgreSQL's programs, with a fresh log."""
@@ -101,7 +105,7 @@ class Guard:
                     os._exit(1)
 
         with self.log.open("wb") as log:
-            return subprocess.Popen(  # noqa: S603 - our own arguments
+            self.process = subprocess.Popen(  # noqa: S603 - our own arguments
                 [self.binaries / program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -110,10 +114,11 @@ class Guard:
                 pass_fds=self.inherited,
                 preexec_fn=end_with_guard if _libc else None,  # noqa: PLW1509 - no thread yet
             )
+        return self.process
 
-    def fail(self, what: str) -> None:
-        """Exit with the log's end as the reason."""
-        sys.exit(f"{what}:\n{self.log.read_text(errors='replace')[-2000:]}")
+    def failed(self, what: str) -> SystemExit:
+        """Return the exit that gives the log's end as the reason."""
+        return SystemExit(f"{what}:\n{self.log.read_text(errors='replace')[-2000:]}")
 
     def initialise(self) -> None:
         """Make the data directory, whole or not at all."""
@@ -121,7 +126,7 @@ class Guard:
         if made_by.exists():
             version = subprocess.check_output([self.binaries / "postgres", "--version"], text=True)  # noqa: S603
             major, ours = made_by.read_text().strip(), version.split()[2]
-            if ours.partition(".")[0] != major:
+            if not ours.startswith(major):
                 sys.exit(
                     f"{self.data} was made by PostgreSQL {major}, and this is {ours}.\n"
                     f"To begin with empty databases, delete {self.directory}. To keep them, set "
@@ -139,48 +144,51 @@ class Guard:
             "--username=postgres", "--auth=scram-sha-256", f"--pwfile={password}", "-D", unfinished,
         )  # fmt: skip
         if initdb.wait():
-            self.fail("initdb failed")
+            raise self.failed("initdb failed")
         unfinished.rename(self.data)
 
-    def start(self) -> "tuple[subprocess.Popen[bytes], int]":
-        """Start the server and return it with its port, once it accepts connections."""
+    def start(self) -> int:
+        """Start the server and return its port, once it accepts connections."""
         # A file that is left here is stale, for we have the lock; its process id may be reused.
         pid_file = self.data / "postmaster.pid"
         pid_file.unlink(missing_ok=True)
         end = time.monotonic() + READY_TIMEOUT
-        while True:
+        for _ in range(5):
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
-                port: int = free.getsockname()[1]
+                port = str(free.getsockname()[1])
             server = self.spawn(
-                "postgres", "-D", self.data, "-h", "127.0.0.1", "-p", str(port), "-k", "",
+                "postgres", "-D", self.data, "-h", "127.0.0.1", "-p", port, "-k", "",
                 *(part for setting in self.settings for part in ("-c", setting)),
             )  # fmt: skip
             while server.poll() is None and time.monotonic() < end:
                 with contextlib.suppress(OSError, IndexError):
-                    if pid_file.read_text().splitlines()[7].strip() == "ready":
-                        return server, port
+                    lines = pid_file.read_text().splitlines()
+                    if lines[7].strip() == "ready":
+                        return int(lines[3])
                 time.sleep(0.005)
-            self.stop(server)
             # Between our look and the server's, another process may have taken the port.
-            if b"ddress already in use" not in self.log.read_bytes() or time.monotonic() > end:
-                self.fail("PostgreSQL did not start")
+            if b"ddress already in use" not in self.log.read_bytes():
+                break
+        raise self.failed("PostgreSQL did not start")
 
-    def stop(self, server: "subprocess.Popen[bytes]") -> None:
-        """Stop the server: its clients are cut off, and their transactions rolled back."""
+    def stop(self) -> None:
+        """Stop what runs: a server's clients are cut off, and their transactions rolled back."""
+        if (process := self.process) is None:
+            return
         if sys.platform == "win32":
             stop = [self.binaries / "pg_ctl", "stop", "--mode=fast", "-D", self.data]
             subprocess.run(stop, check=False, capture_output=True)  # noqa: S603 - our own arguments
         for number in (signal.SIGINT, getattr(signal, "SIGQUIT", signal.SIGTERM)):
             if sys.platform != "win32":
-                server.send_signal(number)
+                process.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(STOP_TIMEOUT)
+                process.wait(STOP_TIMEOUT)
                 return
-        server.kill()
-        server.wait()
+        process.kill()
+        process.wait()
 
-    def stop_when_unused(self, server: "subprocess.Popen[bytes]") -> None:
+    def stop_when_unused(self) -> None:
         """Wait for the owner's end, and for that of each process which attached itself."""
         os.read(0, 1)
         if sys.platform != "win32":
@@ -190,13 +198,15 @@ class Guard:
                 with contextlib.suppress(OSError):
                     print("kept", flush=True)
                 fcntl.flock(self.users, fcntl.LOCK_EX)
-        self.stop(server)
+        self.stop()
 
 
 def main() -> None:
     """Guard one server from its start to its end."""
     binaries, directory = map(Path, sys.argv[1:3])
     os.umask(0o077)
+    if sys.platform != "win32" and directory.stat().st_mode & 0o077:
+        sys.exit(f"{directory} is open to other users: chmod it to 700, or delete it")
     leave_root(directory)
     for path in (directory, binaries):
         if not os.access(path, os.X_OK):
@@ -204,24 +214,23 @@ def main() -> None:
                 f"{path} cannot be entered by user {os.geteuid()}, as whom PostgreSQL would run, "
                 "for it refuses root: give it to that user, move it, or allow CAP_DAC_OVERRIDE"
             )
-    if sys.platform != "win32" and directory.stat().st_mode & 0o077:
-        sys.exit(f"{directory} is open to other users: chmod it to 700, or delete it")
     if (descriptor := lock(directory)) is None:
         print("busy")
         return
     guard = Guard(binaries, directory, sys.argv[3:], descriptor)
-    guard.initialise()
-    server, port = guard.start()
-    try:
-        for name in ("SIGTERM", "SIGINT", "SIGHUP"):
-            if number := getattr(signal, name, None):
-                signal.signal(number, signal.default_int_handler)
-        threading.Thread(target=guard.stop_when_unused, args=[server], daemon=True).start()
-        print(f"ready {port}", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            server.wait()
-    finally:
-        guard.stop(server)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        if number := getattr(signal, name, None):
+            signal.signal(number, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        try:
+            guard.initialise()
+            port = guard.start()
+            threading.Thread(target=guard.stop_when_unused, daemon=True).start()
+            print(f"ready {port}", flush=True)
+            if guard.process:
+                guard.process.wait()
+        finally:
+            guard.stop()
 
 
 if __name__ == "__main__":
