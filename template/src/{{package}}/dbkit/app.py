@@ -3,12 +3,14 @@
 from fastapi import FastAPI
 
 from .database import Databases
+from .disconnects import CancelOnDisconnect
 from .exception_handlers import add_exception_handlers
 from .health import health_router
 
 
 def install(app: FastAPI, databases: Databases) -> None:
-    """Add the health routes, and the responses for database errors, to `app`."""
+    """Add health routes, responses for database errors, and an end to abandoned requests."""
     app.state.databases = databases
+    app.add_middleware(CancelOnDisconnect)
     app.include_router(health_router(databases))
     add_exception_handlers(app)

@@ -1,19 +1,32 @@
 """A database: its settings, its engine with the pool, and the sessions on it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+import logging
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Self, Unpack
+from typing import Self, TypeVar, Unpack
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase
 
+from .disconnects import commit_guard
 from .engine import create_engine
-from .errors import NotConfigured, NotOpen
+from .errors import NotConfigured, NotOpen, Unreachable
 from .health import Probe, notice_sigterm
+from .pool import FairPool
 from .settings import DatabaseSettings, Declared, environment, read_settings
+from .sqlstates import is_retryable, sqlstate
 from .urls import Dialect
+
+logger = logging.getLogger(__name__)
+
+RETRY_DELAY = 0.02
+"""Seconds, doubled at each attempt, within which a unit of work is begun again."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +78,13 @@ class Database:
         return self._open.engine
 
     @property
+    def pool(self) -> FairPool:
+        """The engine's pool; `NotOpen` while the service does not run."""
+        pool = self._open.engine.pool
+        assert isinstance(pool, FairPool)  # noqa: S101 -- create_engine() made it
+        return pool
+
+    @property
     def probe(self) -> Probe:
         """Whether the server answers; `NotOpen` while the service does not run."""
         return self._open.probe
@@ -86,25 +106,75 @@ class Database:
 
     @asynccontextmanager
     async def open(self, settings: DatabaseSettings | None = None) -> AsyncGenerator[Self]:
-        """Create the engine, which connects on first use; dispose of it on exit."""
-        settings = settings or self.read_settings()
+        """Start, and stop on exit."""
+        await self.start(settings or self.read_settings())
+        try:
+            yield self
+        finally:
+            await self.stop()
+
+    async def start(self, settings: DatabaseSettings) -> None:
+        """Make the engine, and open `min_ready` connections.
+
+        A server that is down is an `Unreachable` with `required_at_start`, else a log entry.
+        """
         engine = create_engine(self.name, self.env_prefix, settings)
         apart = create_engine(self.name, self.env_prefix, settings, pooled=False)
         # A session that outlives its dependency raises instead of taking a connection for good.
         sessions = async_sessionmaker(engine, expire_on_commit=False, close_resets_only=False)
+        probe = Probe(self.name, apart)
+        self._opened = Opened(settings, engine, sessions, probe)
         try:
-            async with Probe(self.name, apart).running() as probe:
-                self._opened = Opened(settings, engine, sessions, probe)
-                yield self
-        finally:
-            self._opened = None
-            await engine.dispose()
+            await probe.start()
+            await self.pool.warm(settings.min_ready, settings.connect_timeout)
+        except Unreachable as error:
+            if settings.required_at_start:
+                await self.stop()
+                raise
+            logger.error("%s", error)  # noqa: TRY400 -- the sentence says it all
+
+    async def stop(self) -> None:
+        """Give connections in use `drain_timeout` seconds, and close all."""
+        if (opened := self._opened) is None:
+            return
+        await opened.probe.stop()
+        taken = await self.pool.drain(opened.settings.drain_timeout)
+        if taken:
+            logger.warning("%s: %d connections were still in use, and are closed", self.name, taken)
+        self._opened = None
+        await opened.engine.dispose()
 
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[AsyncSession]:
         """Begin a transaction: commit on success, roll back on an error."""
-        async with self._open.sessions.begin() as session:
-            yield session
+        with commit_guard() as guard:
+            async with self._open.sessions.begin() as session:
+                yield session
+                guard.begin()
+
+    async def run_transaction(
+        self, work: Callable[[AsyncSession], Awaitable[Result]], *, attempts: int = 3
+    ) -> Result:
+        """Run `work` in a transaction; again, from its beginning, if another one was in its way.
+
+        That is a serialization failure or a deadlock, `attempts` times in all. `work` may have
+        no effects but those in the session. Once COMMIT was sent there is no second attempt:
+        whether it arrived is not known.
+        """
+        for attempt in range(1, attempts + 1):
+            commit_sent = False
+            try:
+                async with self.session() as session:
+                    result = await work(session)
+                    await session.flush()
+                    commit_sent = True
+                return result  # noqa: TRY300 -- the commit above belongs in the try
+            except DBAPIError as error:
+                if commit_sent or attempt == attempts or not is_retryable(sqlstate(error)):
+                    raise
+            # Both sides of a conflict try again, but not in the same moment.
+            await asyncio.sleep(random.uniform(0, RETRY_DELAY * 2**attempt))  # noqa: S311 -- no secret
+        raise ValueError(f"attempts is {attempts}; it must be 1 or more")
 
     @asynccontextmanager
     async def sandbox(self) -> AsyncGenerator[None]:
@@ -160,13 +230,17 @@ class Databases(Mapping[str, Database]):
     async def open(self) -> AsyncGenerator[Self]:
         """Open every database; on exit, close them. To be entered in the lifespan."""
         settings = self.read_settings()
-        async with AsyncExitStack() as stack:
-            for database in self.values():
-                await stack.enter_async_context(database.open(settings[database.name]))
-            await asyncio.gather(*(database.probe.ask() for database in self.values()))
-            self.stopping = False
-            stack.enter_context(notice_sigterm(self._stop))
-            yield self
+        self.stopping = False
+        try:
+            starts = (each.start(settings[each.name]) for each in self.values())
+            for outcome in await asyncio.gather(*starts, return_exceptions=True):
+                if outcome is not None:
+                    raise outcome
+            with notice_sigterm(self._stop):
+                yield self
+        finally:
+            # All at once: one that drains slowly takes nothing from the others' time.
+            await asyncio.gather(*(database.stop() for database in self.values()))
 
     def _stop(self) -> None:
         self.stopping = True

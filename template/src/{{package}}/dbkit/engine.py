@@ -6,15 +6,19 @@ from typing import Any
 from sqlalchemy import Connection, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
+from sqlalchemy.pool import NullPool
 
 from .errors import Unreachable
+from .pool import FairPool
 from .settings import DatabaseSettings
-from .sqlstates import DISCONNECTED, sqlstate
+from .sqlstates import DISCONNECTED, READ_ONLY, sqlstate
 
 logger = logging.getLogger(__name__)
 
 SERVICE = (__package__ or "").partition(".")[0]
+
+FENCE = 5.0
+"""Seconds behind `statement_timeout` after which the driver gives a server up."""
 
 HINTS = {
     "28P01": "the server refused the user or the password",
@@ -33,18 +37,7 @@ def create_engine(
     `prefix` begins the names of its variables in messages. Without `pooled`, each
     connection is opened when it is asked for, and closed when it is given back.
     """
-    pool: dict[str, Any] = {"poolclass": NullPool}
-    if pooled:
-        pool = {
-            "poolclass": AsyncAdaptedQueuePool,
-            "pool_size": settings.pool_size,
-            "max_overflow": settings.max_overflow,
-            "pool_timeout": settings.pool_timeout,
-            "pool_recycle": settings.pool_recycle,
-            # Last in, first out: after a spike the spare connections age out together.
-            "pool_use_lifo": True,
-            "pool_logging_name": name,
-        }
+    pool = pool_arguments(name, prefix, settings) if pooled else {"poolclass": NullPool}
     engine = create_async_engine(
         settings.url,
         connect_args=connect_args(name, settings),
@@ -69,11 +62,35 @@ def create_engine(
             return Unreachable(f"{name}: the connection was lost: {reason(error)}")
         if sqlstate(error) in DISCONNECTED:
             context.is_disconnect = True
+        if sqlstate(error) == READ_ONLY and isinstance(engine.pool, FairPool):
+            engine.pool.retire()  # The others answer a ping too, and refuse the next write.
         return None
 
     if settings.url.get_backend_name() == "sqlite":
         listen_sqlite(engine, settings)
     return engine
+
+
+def pool_arguments(name: str, prefix: str, settings: DatabaseSettings) -> dict[str, Any]:
+    """Translate the settings of the pool to `create_engine()`'s arguments."""
+    return {
+        "poolclass": FairPool,
+        "pool_logging_name": name,
+        "pool_size": settings.pool_size,
+        "max_overflow": settings.max_overflow,
+        "pool_timeout": settings.pool_timeout,
+        "pool_recycle": settings.pool_recycle,
+        "queue_target": settings.queue_target or None,
+        "queue_interval": settings.queue_interval,
+        "max_waiting": settings.max_waiting,
+        "idle_timeout": settings.idle_timeout,
+        "keepalive": settings.keepalive or None,
+        "ping_after": settings.ping_after,
+        "ping_timeout": settings.ping_timeout,
+        "connect_timeout": settings.connect_timeout,
+        "breaker_threshold": settings.breaker_threshold,
+        "env_prefix": prefix,
+    }
 
 
 def connect_args(name: str, settings: DatabaseSettings) -> dict[str, Any]:
@@ -82,6 +99,10 @@ def connect_args(name: str, settings: DatabaseSettings) -> dict[str, Any]:
         return {"timeout": settings.lock_timeout}
     return {
         "timeout": settings.connect_timeout,
+        # Behind the server's own timeout, which keeps the connection: for a server that is frozen.
+        "command_timeout": settings.statement_timeout + FENCE
+        if settings.statement_timeout
+        else None,
         "server_settings": {
             "application_name": f"{SERVICE}:{name}",
             "statement_timeout": milliseconds(settings.statement_timeout),
@@ -89,6 +110,7 @@ def connect_args(name: str, settings: DatabaseSettings) -> dict[str, Any]:
             "idle_in_transaction_session_timeout": milliseconds(
                 settings.idle_in_transaction_timeout
             ),
+            "client_connection_check_interval": milliseconds(settings.client_check_interval),
         },
     }
 

@@ -6,10 +6,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
@@ -40,19 +40,21 @@ class Probe:
         self._interval = interval
         self._timeout = timeout
         self._connection: AsyncConnection | None = None
+        self._task: asyncio.Task[None] | None = None
         self._down_since: float | None = None
 
-    @asynccontextmanager
-    async def running(self) -> AsyncGenerator[Self]:
-        """Ask every `interval` seconds until exit."""
-        task = asyncio.create_task(self._keep_asking(), name=f"probe of {self._name}")
-        try:
-            yield self
-        finally:
-            task.cancel()
+    async def start(self) -> None:
+        """Ask once, and from then on every `interval` seconds."""
+        await self.ask()
+        self._task = asyncio.create_task(self._keep_asking(), name=f"probe of {self._name}")
+
+    async def stop(self) -> None:
+        """Ask no more."""
+        if self._task is not None:
+            self._task.cancel()
             with suppress(asyncio.CancelledError):
-                await task
-            await self._hang_up()
+                await self._task
+        await self._hang_up()
 
     async def ask(self) -> None:
         """Ask the server once; log when it goes down and when it comes back."""

@@ -25,15 +25,27 @@ class Declared(TypedDict, total=False):
 
     url: str
     required: bool
+    required_at_start: bool
     pool_size: int
     max_overflow: int
     pool_timeout: float
     pool_recycle: float
     echo: bool
+    min_ready: int
+    idle_timeout: float
+    keepalive: float
+    ping_after: float
+    ping_timeout: float
+    queue_target: float
+    queue_interval: float
+    max_waiting: int
+    breaker_threshold: int
+    drain_timeout: float
     connect_timeout: float
     statement_timeout: float
     lock_timeout: float
     idle_in_transaction_timeout: float
+    client_check_interval: float
 
 
 class DatabaseSettings(BaseModel):
@@ -47,6 +59,8 @@ class DatabaseSettings(BaseModel):
     """Where to connect, as `postgresql://user:password@host:5432/name` or `sqlite:///file`."""
     required: bool = True
     """Whether the service is unready while this database is down."""
+    required_at_start: bool = False
+    """Whether the service refuses to start while this database is down."""
     pool_size: int = Field(default=10, ge=1, le=1000)
     """Connections kept open by each process."""
     max_overflow: int = Field(default=0, ge=0, le=1000)
@@ -54,9 +68,29 @@ class DatabaseSettings(BaseModel):
     pool_timeout: float = Field(default=5, ge=0.05, le=300)
     """Seconds to wait for a free connection."""
     pool_recycle: float = Field(default=1800, ge=10, le=86400)
-    """Seconds after which a connection is replaced."""
+    """Seconds after which a connection is replaced, less up to a fifth."""
     echo: bool = False
     """Log every statement with its parameters; for development."""
+    min_ready: int = Field(default=1, ge=0, le=1000)
+    """Connections opened at start, and kept open."""
+    idle_timeout: float = Field(default=60, ge=1, le=86400)
+    """Seconds after which an unused connection beyond `pool_size` is closed."""
+    keepalive: float = Field(default=30, ge=0, le=86400)
+    """Seconds between two pings of an unused connection; 0 is never."""
+    ping_after: float = Field(default=1, ge=0, le=86400)
+    """Seconds after which an unused connection is pinged before its next use."""
+    ping_timeout: float = Field(default=1, ge=0.05, le=60)
+    """Seconds that the server has to answer a ping."""
+    queue_target: float = Field(default=0.05, ge=0, le=60)
+    """Seconds of waiting above which, while they last, requests are shed; 0 is never."""
+    queue_interval: float = Field(default=0.5, ge=0.01, le=60)
+    """Seconds for which waits must stay above `queue_target` before requests are shed."""
+    max_waiting: int = Field(default=1000, ge=1, le=100_000)
+    """Requests that may wait at once; the next is shed."""
+    breaker_threshold: int = Field(default=3, ge=1, le=100)
+    """Failures to connect, in a row, after which requests are refused at once."""
+    drain_timeout: float = Field(default=10, ge=0, le=3600)
+    """Seconds that connections in use are given when the service stops."""
     connect_timeout: float = Field(default=5, ge=0.1, le=300)
     """Seconds to wait for the server to accept a connection."""
     statement_timeout: float = Field(default=30, ge=0, le=86400)
@@ -65,6 +99,8 @@ class DatabaseSettings(BaseModel):
     """Seconds after which the server gives up waiting for a lock; 0 is never."""
     idle_in_transaction_timeout: float = Field(default=60, ge=0, le=86400)
     """Seconds after which the server ends a transaction that does nothing; 0 is never."""
+    client_check_interval: float = Field(default=1, ge=0, le=3600)
+    """Seconds after which the server, in a statement, sees that the service is gone; 0 is never."""
 
     @property
     def max_connections(self) -> int:

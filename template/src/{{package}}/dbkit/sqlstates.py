@@ -7,7 +7,8 @@ they are translated to the SQLSTATE that PostgreSQL gives for the same thing.
 from dataclasses import dataclass
 
 # The server is leaving, or is no longer the primary: the connection is of no more use.
-DISCONNECTED = frozenset({"25006", "57P01", "57P02", "57P03"})
+READ_ONLY = "25006"
+DISCONNECTED = frozenset({READ_ONLY, "57P01", "57P02", "57P03"})
 
 SQLITE = {
     "SQLITE_BUSY": "55P03",
@@ -51,6 +52,11 @@ ANSWERS = {
     "57P": Answer(503, "the database is restarting"),
     "08": Answer(503, "the connection to the database was lost"),
 }
+
+
+def is_retryable(code: str | None) -> bool:
+    """Whether another transaction was in the way: the same work, begun again, may succeed."""
+    return code in {"40001", "40P01"}
 
 
 def sqlstate(error: BaseException | None) -> str | None:
