@@ -458,7 +458,8 @@ def test_databases_are_a_list(check: Check, databases: object, fault: str) -> No
         (None, "nothing is not a name"),
         (["a"], "a list is not a name"),
         (datetime.date(2026, 1, 1), "a date is not a name"),
-        ("a" * 41, f'"{"a" * 40}"... has 41 characters; 40 is the limit'),
+        ("a" * 25, f'"{"a" * 25}" has 25 characters; 24 is the limit'),
+        ("a" * 41, f'"{"a" * 40}"... has 41 characters; 24 is the limit'),
         ("match", "match is a keyword of Python"),
         ("user", "user is a word of SQL that would need quotes everywhere"),
         ("list", "list would hide Python's own list"),
@@ -513,10 +514,46 @@ def test_names_are_words_joined_by_underscores(check: Check, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["primary", "orders", "order_archive", "a", "testing", "db2", "postgres_main"]
+    "name", ["primary", "orders", "order_archive", "a", "a" * 24, "testing", "db2", "postgres_main"]
 )
 def test_good_names_are_accepted(check: Check, name: str) -> None:
     assert check("databases", [{"name": name, "engine": "postgresql"}]) == []
+
+
+def test_names_beside_a_database_in_a_rendered_module_are_taken(
+    check: Check, render: Renderer
+) -> None:
+    service = render(databases=[{"name": "zeta", "engine": "sqlite"}, AUDIT])
+    beside: set[str] = set()
+
+    for path in service.path.rglob("*.py"):
+        names = bound_names(ast.parse(path.read_text()))
+        if "zeta" in names and "dbkit" not in path.parts:
+            beside |= names - {"zeta", "audit"}
+
+    free = [
+        name
+        for name in beside
+        if re.fullmatch("[a-z0-9_]+", name)
+        and not check("databases", [{"name": name, "engine": "sqlite"}])
+    ]
+    assert free == []
+
+
+def bound_names(module: ast.Module) -> set[str]:
+    """Return the names that a module imports, defines or assigns at its top level."""
+    names: set[str] = set()
+    for node in module.body:
+        match node:
+            case ast.Import(aliases) | ast.ImportFrom(names=aliases):
+                names |= {(alias.asname or alias.name).partition(".")[0] for alias in aliases}
+            case ast.FunctionDef(name) | ast.AsyncFunctionDef(name) | ast.ClassDef(name):
+                names.add(name)
+            case ast.Assign(targets):
+                names |= {target.id for target in targets if isinstance(target, ast.Name)}
+            case _:
+                pass
+    return names
 
 
 @pytest.mark.parametrize(
