@@ -64,6 +64,10 @@ class WaitQueue:
         """Take a waiter out, wherever it stands."""
         self._waiters.pop(waiter, None)
 
+    def clear(self) -> None:
+        """Forget everybody: their event loop has ended."""
+        self._waiters.clear()
+
     def oldest(self) -> Waiter | None:
         """Return the waiter that is next, past those whose caller has gone."""
         while self._waiters:
@@ -82,28 +86,26 @@ class WaitQueue:
         self._smallest = waited if self._smallest is None else min(self._smallest, waited)
         return waiter
 
-    def shed(self, now: float) -> list[Waiter]:
+    def shed(self, now: float) -> Iterator[Waiter]:
         """Take out those who waited too long in a queue that stands; before each `serve`.
 
         The first call of an interval sheds nobody: it decides whether the queue stands.
         """
         if self.target is None or (oldest := self.oldest()) is None:
-            return []
+            return
         if now >= self._interval_ends:
             smallest = now - oldest.since if self._smallest is None else self._smallest
             self._standing = smallest > self.target
             self._smallest = None
             self._interval_ends = now + self.interval
-            return []
-        return self.expire(now, 2 * self.target) if self._standing else []
+        elif self._standing:
+            yield from self.expire(now, 2 * self.target)
 
-    def expire(self, now: float, age: float) -> list[Waiter]:
-        """Take out those who have waited for `age` seconds or longer."""
-        expired: list[Waiter] = []
+    def expire(self, now: float, age: float) -> Iterator[Waiter]:
+        """Take out, one by one, those who have waited for `age` seconds or longer."""
         while (waiter := self.oldest()) and now - waiter.since >= age:
             del self._waiters[waiter]
-            expired.append(waiter)
-        return expired
+            yield waiter
 
     def due(self, now: float) -> float:
         """Return the seconds until `shed` should be asked although nothing was returned."""

@@ -1,0 +1,103 @@
+"""Tasks and timers of the event loop that happens to run: a pool outlives its loops."""
+
+import asyncio
+import weakref
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from contextvars import Context
+from typing import Any
+
+from sqlalchemy import exc
+
+
+class Background:
+    """What a pool does beside its callers, in no caller's context.
+
+    Bound to a loop at first use. When another loop asks, the first one must have ended: what
+    belonged to it is dropped, and `leave` is called.
+    """
+
+    def __init__(self, name: str, leave: Callable[[], None]) -> None:
+        self.name = name
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._leave = leave
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._watchers: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+
+    def attach(self) -> asyncio.AbstractEventLoop:
+        """Return the running loop, and leave the one before it."""
+        loop = asyncio.get_running_loop()
+        if loop is not self.loop:
+            if self.loop is not None:
+                if self.loop.is_running():
+                    message = f"{self.name}: this pool is in use in another event loop"
+                    raise exc.InvalidRequestError(message)
+                self.cancel(*self._timers)
+                self.tasks.clear()
+                self._watchers.clear()
+                self._leave()
+            self.loop = loop
+        return loop
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a task."""
+        task = self.attach().create_task(work, context=Context())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    def soon(self, callback: Callable[..., object], *args: object) -> None:
+        """Call in the loop's next turn; from any thread, and from the garbage collector."""
+        if self.loop is not None:
+            with suppress(RuntimeError):  # The loop is closed: nothing of it is left to do.
+                self.loop.call_soon_threadsafe(callback, *args, context=Context())
+
+    def later(self, name: str, delay: float, method: Callable[[], None]) -> None:
+        """Call a method once, unless a timer of that name runs; it keeps no pool alive."""
+        if name not in self._timers and self.loop is not None:
+            weak = weakref.WeakMethod(method)
+            self._timers[name] = self.loop.call_later(
+                delay, fire, weak, self._timers, name, context=Context()
+            )
+
+    def waits_for(self, name: str) -> bool:
+        """Whether a timer of that name runs."""
+        return name in self._timers
+
+    def cancel(self, *names: str) -> None:
+        """Stop the timers of these names, or all."""
+        for name in names or tuple(self._timers):
+            if timer := self._timers.pop(name, None):
+                timer.cancel()
+
+    async def until(self, condition: Callable[[], bool], timeout: float | None = None) -> None:
+        """Wait until a condition holds, for `timeout` seconds at the most; see `look`."""
+        if condition():
+            return
+        watcher = condition, self.attach().create_future()
+        self._watchers.append(watcher)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await watcher[1]
+        finally:
+            with suppress(ValueError):
+                self._watchers.remove(watcher)
+
+    def look(self) -> None:
+        """Wake those whose condition holds by now."""
+        for condition, future in self._watchers:
+            if not future.done() and condition():
+                future.set_result(None)
+
+
+def fire(
+    method: "weakref.WeakMethod[Callable[[], None]]",
+    timers: dict[str, asyncio.TimerHandle],
+    name: str,
+) -> None:
+    """Call what a timer was set for, if its owner still lives."""
+    timers.pop(name, None)
+    if call := method():
+        call()

@@ -1,0 +1,380 @@
+"""The open connections of a pool, and the tasks that open, ping and close them.
+
+A connection counts from the attempt to open it until its socket is closed, so that the server
+never sees more of them than the limit.
+"""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from math import inf
+from time import monotonic
+from typing import cast
+
+from sqlalchemy import Dialect
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.util import greenlet_spawn
+
+from .background import Background
+from .breaker import Breaker
+from .options import PoolOptions
+from .slots import Slot, closed_check, ping
+from .sqlstates import sqlstate
+from .status import Counters
+
+logger = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT = 1.0
+"""Seconds that the server is given to close a connection before its socket is cut."""
+HEDGE_DELAY = 0.05
+"""Seconds after which a caller does not rely on a ping alone, where there is room to connect."""
+LIFETIME_JITTER = 0.2
+"""Part of `recycle` by which lifetimes differ: what opened together does not expire together."""
+LONGEST_REST = 30.0
+"""Seconds between two looks at the idle connections, at the most."""
+SHORTEST_REST = 0.1
+"""Seconds between them at the least, and before a lost connection is replaced."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What connections need from their pool."""
+
+    dialect: Callable[[], Dialect]
+    create: Callable[[], ConnectionPoolEntry]
+    """Connect; called in a greenlet."""
+    hang_up: Callable[[ConnectionPoolEntry], None]
+    """Close: in a greenlet by asking the server first, elsewhere by cutting the socket."""
+    ready: Callable[[Slot], None]
+    """Take a connection that has been opened, or proved alive."""
+    changed: Callable[[], None]
+    """Look after the waiters: a connection, or an attempt to get one, came or went."""
+
+
+class Connections:
+    """Every open connection is a slot: idle, being pinged, being closed, or else in use."""
+
+    def __init__(self, options: PoolOptions, background: Background, hooks: Hooks) -> None:
+        self.options = options
+        self.breaker = Breaker(options.breaker_threshold)
+        self.counters = Counters()
+        self.min_ready = 0
+        self.kept = True
+        """Whether connections are kept when they are returned; not once the pool is disposed."""
+        self.suspected_at = -inf
+        """When a connection last failed somebody: what was handed out before is suspect."""
+        self.slots: dict[ConnectionPoolEntry, Slot] = {}
+        self.idle: deque[Slot] = deque()
+        """In the order of their last use."""
+        self._pinging: set[Slot] = set()
+        self._closing: set[Slot] = set()
+        self._connects: set[asyncio.Task[None]] = set()
+        self._background = background
+        self._hooks = hooks
+
+    @property
+    def connecting(self) -> int:
+        """Attempts to connect that are under way."""
+        return len(self._connects)
+
+    @property
+    def in_use(self) -> int:
+        """Connections handed out."""
+        return len(self.slots) - len(self.idle) - len(self._pinging) - len(self._closing)
+
+    @property
+    def at_rest(self) -> int:
+        """Connections open and neither in use nor being closed."""
+        return len(self.idle) + len(self._pinging)
+
+    @property
+    def closing(self) -> int:
+        """Connections being closed; they still count towards the limit."""
+        return len(self._closing)
+
+    @property
+    def open(self) -> int:
+        """Connections that count towards the limit."""
+        return len(self.slots) + len(self._connects)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether callers would wait in vain: nothing is asked for, and nothing can come back.
+
+        A server that answers, if only with "too many connections", will let holders finish.
+        """
+        if self.breaker.state == "closed" or self.idle:
+            return False
+        return not self.in_use or sqlstate(self.breaker.error) is None
+
+    # Supply
+
+    def supply(self, waiting: int) -> None:
+        """Set to work, for each waiter, an idle connection or an attempt to connect."""
+        wanted = waiting - len(self._pinging) - len(self._connects)
+        now = monotonic()
+        while wanted > 0 and self.idle:
+            slot = self.idle.pop()
+            wanted -= 1
+            if slot.is_closed():
+                self.lose(slot)
+            elif now - slot.contact < self.options.ping_after:
+                self._hooks.ready(slot)
+            else:
+                self.ping(slot)
+        while wanted > 0 and self._may_connect():
+            self._start_connect()
+            wanted -= 1
+
+    def hedge(self, waiting: int) -> None:
+        """Connect for waiters whose pings take long, as far as there is room."""
+        while waiting > len(self._connects) and self._may_connect():
+            self._start_connect()
+
+    def refill(self) -> None:
+        """Connect until `min_ready` connections are open."""
+        while self.open - len(self._closing) < self.min_ready and self._may_connect():
+            self._start_connect()
+
+    def refill_later(self) -> None:
+        """Replace what was lost, when nobody waits for it."""
+        if self.kept and len(self.slots) < self.min_ready:
+            self._background.later("refill", SHORTEST_REST, self.refill)
+
+    # Opening
+
+    def _may_connect(self) -> bool:
+        return self.breaker.state == "closed" and self.open < self.options.limit
+
+    def _start_connect(self) -> None:
+        self._connects.add(self._background.spawn(self._connect()))
+
+    async def _connect(self) -> None:
+        began = monotonic()
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        record: ConnectionPoolEntry | None = None
+        try:
+            async with asyncio.timeout(self.options.connect_timeout):
+                record = await greenlet_spawn(self._hooks.create)
+        except Exception as error:  # noqa: BLE001 - drivers raise what they like
+            self._note_failure(error)
+        finally:
+            self._connects.discard(task)
+            if record:
+                self.counters.connects += 1
+                self.counters.connect_seconds += monotonic() - began
+                self._note_answer()
+                self._hooks.ready(self.admit(record))
+            self._hooks.changed()
+
+    def admit(self, record: ConnectionPoolEntry) -> Slot:
+        """Count a new connection."""
+        now = monotonic()
+        lifetime = self.options.recycle if self.options.recycle > 0 else inf
+        lifetime *= random.uniform(1 - LIFETIME_JITTER, 1)  # noqa: S311 - no secret
+        if not self.kept or self.open >= self.options.limit:
+            lifetime = 0.0
+        connection = cast("DBAPIConnection", record.dbapi_connection)
+        is_closed = closed_check(self._hooks.dialect(), record.driver_connection)
+        slot = Slot(record, connection, is_closed, now + lifetime, now, now, now)
+        self.slots[record] = slot
+        return slot
+
+    def _note_failure(self, error: Exception) -> None:
+        now = monotonic()
+        self.counters.connect_errors += 1
+        if isinstance(error, TimeoutError) and not str(error):
+            error = TimeoutError(f"no answer within {self.options.connect_timeout:g} s")
+        if self.breaker.fail(error, now):
+            logger.warning(
+                "%s: unreachable after %d failures in a row: %s: %s",
+                self._background.name,
+                self.breaker.failures,
+                type(error).__name__,
+                error,
+            )
+        if self.breaker.state == "open":
+            self._background.later("probe", self.breaker.retry_at - now, self._probe)
+
+    def _note_answer(self) -> None:
+        away = monotonic() - self.breaker.opened_at
+        if self.breaker.succeed():
+            self._background.cancel("probe")
+            logger.warning("%s: reachable again, after %.1f s", self._background.name, away)
+
+    def _probe(self) -> None:
+        if self.breaker.state != "open":
+            return
+        if not self.kept:
+            self.breaker.succeed()  # Nobody is left to try for.
+        elif self.open < self.options.limit:
+            self.breaker.probe()
+            self._start_connect()
+        else:  # Every connection is in use: the next that is returned will be pinged.
+            self._background.later("probe", SHORTEST_REST, self._probe)
+
+    # Pings
+
+    def suspect(self) -> None:
+        """Ping every connection before its next use."""
+        self.suspected_at = monotonic()
+        for slot in self.take_idle():
+            self.ping(slot)
+
+    def ping(self, slot: Slot) -> None:
+        """Find out whether the server still knows a connection; `ready` or lost."""
+        self._pinging.add(slot)
+        self._background.spawn(self._ping(slot))
+
+    async def _ping(self, slot: Slot) -> None:
+        self.counters.pings += 1
+        answered = False
+        try:
+            async with asyncio.timeout(self.options.ping_timeout):
+                await ping(self._hooks.dialect(), slot)
+            answered = True
+        except Exception as error:  # noqa: BLE001 - drivers raise what they like
+            self.counters.ping_errors += 1
+            self.counters.lost += 1
+            self.breaker.doubt(error)
+            self.suspect()
+        finally:
+            self._pinging.discard(slot)
+            if answered:
+                self._note_answer()
+                slot.taken = slot.contact = monotonic()
+                self._hooks.ready(slot)
+            else:
+                self.drop(slot)
+            self._hooks.changed()
+
+    # Closing
+
+    def lose(self, slot: Slot) -> None:
+        """Give up a connection that is closed or invalidated."""
+        self._closing.add(slot)
+        self.counters.lost += 1
+        self._background.soon(self._drop_closed, slot)  # The caller may be in a greenlet.
+
+    def retire(self, slot: Slot) -> None:
+        """Close a connection in good health."""
+        self._closing.add(slot)
+        self.counters.retired += 1
+        self._background.spawn(self._close(slot))
+
+    async def _close(self, slot: Slot) -> None:
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await greenlet_spawn(self._hooks.hang_up, slot.record)
+        finally:
+            self._drop_closed(slot)
+
+    def _drop_closed(self, slot: Slot) -> None:
+        self.drop(slot)
+        self._hooks.changed()
+
+    def drop(self, slot: Slot) -> None:
+        """Forget a connection, and cut its socket if it still has one; not in a greenlet."""
+        self.slots.pop(slot.record, None)
+        self._pinging.discard(slot)
+        self._closing.discard(slot)
+        self._hooks.hang_up(slot.record)
+
+    def retire_idle(self) -> None:
+        """Close the connections that nobody uses."""
+        for slot in self.take_idle():
+            self.retire(slot)
+
+    def retire_used(self, count: float = inf) -> None:
+        """Have `count` of the connections in use closed at their return."""
+        others = {*self.idle, *self._pinging, *self._closing}
+        for slot in self.slots.values():
+            if count > 0 and slot not in others:
+                slot.expires = -inf
+                count -= 1
+
+    def shrink(self) -> None:
+        """Close what is beyond the limit: idle connections first, those unused for longest."""
+        surplus = self.open - len(self._closing) - self.options.limit
+        while surplus > 0 and self.idle:
+            self.retire(self.idle.popleft())
+            surplus -= 1
+        self.retire_used(surplus)
+
+    def cancel_connects(self) -> None:
+        """Give up the attempts to connect."""
+        for task in self._connects:
+            task.cancel()
+
+    def leave_loop(self) -> None:
+        """Leave everything behind with a loop that ended."""
+        for slot in self.slots.values():
+            if slot.record.dbapi_connection is not None:
+                slot.record.dbapi_connection = None
+                with suppress(Exception):  # The garbage collector will close the socket.
+                    self._hooks.dialect().do_terminate(slot.connection)
+        self.slots.clear()
+        self.idle.clear()
+        self._pinging.clear()
+        self._closing.clear()
+        self._connects.clear()
+        self.breaker.succeed()
+
+    # At rest
+
+    def keep(self, slot: Slot, now: float) -> None:
+        """Keep a connection until it is needed."""
+        if now >= slot.expires:
+            self.retire(slot)
+            return
+        if self.idle and slot.used < self.idle[-1].used:
+            self.idle.appendleft(slot)  # It was pinged while unused: it stays behind the others.
+        else:
+            self.idle.append(slot)
+        self.tend_later()
+
+    def take_idle(self) -> list[Slot]:
+        """Take the idle connections out, the one unused for longest first."""
+        taken = list(self.idle)
+        self.idle.clear()
+        return taken
+
+    def tend_later(self) -> None:
+        """Look after the idle connections when the first of them is due."""
+        if self.idle and not self._background.waits_for("tend"):
+            rest = min(self._due(slot) for slot in self.idle) - monotonic()
+            rest = min(max(rest, SHORTEST_REST), LONGEST_REST)
+            self._background.later("tend", rest, self._tend)
+
+    def _due(self, slot: Slot) -> float:
+        unused_since = slot.used if self._surplus > 0 else inf
+        return min(
+            slot.expires,
+            slot.contact + (self.options.keepalive or inf),
+            unused_since + self.options.idle_timeout,
+        )
+
+    @property
+    def _surplus(self) -> int:
+        return len(self.slots) - len(self._closing) - self.options.pool_size
+
+    def _tend(self) -> None:
+        now = monotonic()
+        for slot in self.take_idle():
+            if slot.is_closed():
+                self.lose(slot)
+            elif now >= slot.expires or (
+                self._surplus > 0 and now - slot.used >= self.options.idle_timeout
+            ):
+                self.retire(slot)
+            elif now - slot.contact >= (self.options.keepalive or inf):
+                self.ping(slot)
+            else:
+                self.idle.append(slot)
+        self.tend_later()
