@@ -1,0 +1,111 @@
+"""Each variant runs, on real databases, in the environment of this repository."""
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+from rendering import Renderer
+from running import (
+    RunningService,
+    copy_of,
+    is_alive,
+    manage,
+    run,
+    running,
+    wait_until,
+    write_and_read,
+)
+from variants import VARIANTS, Variant
+
+
+@pytest.fixture(scope="module")
+def variant(request: pytest.FixtureRequest) -> Variant:
+    """Return the variant that runs."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def service(
+    variant: Variant, render: Renderer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningService]:
+    """Run a variant, for all its tests; it is ready."""
+    folder = copy_of(render(**variant.answers), tmp_path_factory.mktemp("boot"))
+    with running(folder) as service:
+        yield service
+
+
+def names_of_databases(variant: Variant) -> list[str]:
+    databases = variant.answers.get("databases", [{"name": "primary"}])
+    return [each["name"] for each in databases]
+
+
+# A variant is rendered, copied and started once: all its tests go to one worker.
+pytestmark = pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(each, id=each.name, marks=pytest.mark.xdist_group(each.name))
+        for each in VARIANTS
+    ],
+    indirect=True,
+    scope="module",
+)
+
+
+def test_writes_and_reads_in_every_database(variant: Variant, service: RunningService) -> None:
+    write_and_read(service.client, names_of_databases(variant))
+
+
+def test_says_how_every_database_is(variant: Variant, service: RunningService) -> None:
+    assert service.client.get("/readyz").json() == {
+        "status": "ready",
+        "databases": {
+            name: {"status": "up", "required": True} for name in names_of_databases(variant)
+        },
+    }
+
+
+def test_describes_its_routes(variant: Variant, service: RunningService) -> None:
+    paths = set(service.client.get("/openapi.json").json()["paths"])
+
+    others = names_of_databases(variant)[1:]
+    assert paths == (
+        {"/livez", "/readyz", "/startupz", "/items", "/items/{item_id}"}
+        | {f"/{name}/notes" for name in others}
+        | {f"/{name}/notes/{{note_id}}" for name in others}
+    )
+    assert service.client.get("/docs").status_code == 200
+
+
+def test_checks_find_nothing(variant: Variant, service: RunningService) -> None:
+    done = manage(service.folder, "check", "--fail-level", "warning")
+
+    count = len(names_of_databases(variant))
+    assert (done.returncode, done.stdout) == (0, f"{count} checked, 0 findings.\n")
+
+
+def test_first_migrations_equal_the_models(variant: Variant, service: RunningService) -> None:
+    done = manage(service.folder, "makemigrations", "none")
+
+    said = "".join(f"{name}: no changes\n" for name in names_of_databases(variant))
+    assert (done.returncode, done.stdout) == (0, said)
+
+
+def test_own_tests_pass(service: RunningService) -> None:
+    done = run(service.folder, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+
+    assert done.returncode == 0, done.stdout
+
+
+def test_stops_at_sigterm_and_leaves_nothing_running(
+    variant: Variant, service: RunningService
+) -> None:
+    """The last of a variant's tests."""
+    postgres = service.postgres
+    databases = variant.answers.get("databases", [{"engine": "postgresql"}])
+    assert (postgres is not None) == any(each["engine"] == "postgresql" for each in databases)
+
+    assert service.stop() == 0, service.log
+
+    assert "Traceback" not in service.log
+    if postgres is not None:
+        wait_until(lambda: not is_alive(postgres), "the embedded PostgreSQL has stopped")
