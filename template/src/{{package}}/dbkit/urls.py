@@ -1,6 +1,7 @@
 """Database URLs as platforms write them, made into what the async drivers take."""
 
 from typing import Literal
+from urllib.parse import unquote
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -12,23 +13,27 @@ EXAMPLES: dict[Dialect, str] = {
     "postgresql": "postgresql://user:password@host:5432/name",
     "sqlite": "sqlite:///folder/file.sqlite3",
 }
+SEVERAL_HOSTS = "postgresql://user:password@/name?host=first:5432&host=second:5432"
 ALIASES = {"postgres": "postgresql"}
 
 # What asyncpg takes from a URL; libpq's other parameters would be a TypeError at the first connect.
 POSTGRESQL_PARAMETERS = {"host", "port", "ssl", "target_session_attrs", "gsslib", "krbsrvname"}
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+MAX_PORT = 65535
 
 
 def parse_url(text: str, dialect: Dialect) -> URL:
     """Parse a URL for `dialect`; a `ValueError` says what to write, without the URL itself."""
     example = f"write it as {EXAMPLES[dialect]}"
+    malformed = f"not a database URL; {example} (percent-encode special characters in the password)"
     try:
         url = make_url(text.strip())
     except (ArgumentError, ValueError):
-        raise ValueError(
-            f"not a database URL; {example} (percent-encode special characters in the password)"
-        ) from None
-    backend, _, driver = url.drivername.partition("+")
+        raise ValueError(malformed) from None
+    # What holds an "@" more is taken for a host, a database or a parameter, and would be shown.
+    if dialect == "postgresql" and (text.count("@") > 1 or "@" in (url.database or "")):
+        raise ValueError(malformed)
+    backend, _, driver = url.drivername.lower().partition("+")
     backend = ALIASES.get(backend, backend)
     if backend != dialect:
         raise ValueError(f"is for {backend}, but this database is {dialect}; {example}")
@@ -37,17 +42,25 @@ def parse_url(text: str, dialect: Dialect) -> URL:
             f"driver {driver} cannot work here; write {dialect}:// or {dialect}+{DRIVERS[dialect]}://"
         )
     url = url.set(drivername=f"{dialect}+{DRIVERS[dialect]}")
-    return postgresql(url) if dialect == "postgresql" else sqlite(url)
+    url = postgresql(url) if dialect == "postgresql" else sqlite(url)
+    try:
+        url.get_dialect()().create_connect_args(url)
+    except (ArgumentError, ValueError):
+        raise ValueError(f"its hosts or ports cannot be read; {example}") from None
+    return url
 
 
 def postgresql(url: URL) -> URL:
     """Translate libpq's parameters to asyncpg's; refuse what it does not know."""
     query = dict(url.query)
+    if twice := [name for name in query if name != "host" and not isinstance(query[name], str)]:
+        raise ValueError(f"parameter {twice[0]} is given twice")
     # A password in the query would be shown: SQLAlchemy masks only the one before the host.
     url = url.set(
         username=str(query.pop("user", "")) or url.username,
         password=str(query.pop("password", "")) or url.password,
         database=str(query.pop("dbname", "")) or url.database,
+        host=unquote(url.host or "") or None,  # libpq writes the folder of a socket as %2Frun.
     )
     # asyncpg has no channel binding; over TLS, `sslmode` decides what is checked.
     query.pop("channel_binding", None)
@@ -62,11 +75,19 @@ def postgresql(url: URL) -> URL:
         )
     if not url.database:
         raise ValueError(f"names no database; write it as {EXAMPLES['postgresql']}")
+    if "," in (url.host or ""):
+        raise ValueError(f"names several hosts; write them as {SEVERAL_HOSTS}")
+    if url.port is not None and not 1 <= url.port <= MAX_PORT:
+        raise ValueError(f"has port {url.port}; ports go from 1 to {MAX_PORT}")
     return url.set(query=query)
 
 
 def sqlite(url: URL) -> URL:
     """Ask for a file: each connection of a pool would have a memory of its own."""
+    if url.host:
+        raise ValueError(f"names a host: it lacks a third slash; write it as {EXAMPLES['sqlite']}")
     if url.database in (None, "", ":memory:"):
         raise ValueError(f"names no file; write it as {EXAMPLES['sqlite']}")
+    if url.query:
+        raise ValueError(f"has parameters, and takes none; write it as {EXAMPLES['sqlite']}")
     return url
