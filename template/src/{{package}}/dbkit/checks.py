@@ -8,7 +8,7 @@ from alembic.util import CommandError
 from . import migrations
 from .database import Database, Databases
 from .errors import DatabaseError, NotConfigured
-from .settings import environment, misspelt
+from .settings import environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +78,12 @@ async def check_schema(database: Database) -> AsyncGenerator[Finding]:
 
 def check_variables(databases: Databases) -> list[Finding]:
     """Find variables that miss every database by a letter or two."""
-    prefixes = {database.env_prefix: database.name for database in databases.values()}
     return [
         Finding(
             "database.W003",
-            prefixes[nearest[: nearest.index("DATABASE_") + len("DATABASE_")]],
+            next(each.name for each in databases.values() if nearest.startswith(each.env_prefix)),
             f"{name} is read by nobody",
             f"did you mean {nearest}?",
         )
-        for name, nearest in misspelt(environment(), prefixes).items()
-        if not name.startswith(tuple(prefixes))
+        for name, nearest in databases.misspelt_variables().items()
     ]

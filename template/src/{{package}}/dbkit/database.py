@@ -17,7 +17,7 @@ from .engine import create_engine
 from .errors import NotConfigured, NotOpen, Unreachable
 from .health import Probe, notice_sigterm
 from .pool import FairPool
-from .settings import DatabaseSettings, Declared, environment, read_settings
+from .settings import DatabaseSettings, Declared, environment, misspelt, read_settings
 from .sqlstates import is_retryable, sqlstate
 from .urls import Dialect
 
@@ -226,10 +226,21 @@ class Databases(Mapping[str, Database]):
             raise NotConfigured(faults)
         return settings
 
+    def misspelt_variables(self) -> dict[str, str]:
+        """Map variables that miss every database by a letter or two to what they may mean.
+
+        Those that begin as a database's do are faults of its settings, and not among these.
+        """
+        prefixes = tuple(database.env_prefix for database in self.values())
+        found = misspelt(environment(), prefixes)
+        return {name: near for name, near in found.items() if not name.startswith(prefixes)}
+
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[Self]:
         """Open every database; on exit, close them. To be entered in the lifespan."""
         settings = self.read_settings()
+        for name, nearest in self.misspelt_variables().items():
+            logger.warning("%s is read by nobody; did you mean %s?", name, nearest)
         self.stopping = False
         try:
             starts = (each.start(settings[each.name]) for each in self.values())

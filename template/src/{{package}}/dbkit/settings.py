@@ -17,6 +17,9 @@ from sqlalchemy import URL
 from .errors import NotConfigured
 from .urls import Dialect, parse_url
 
+INFIX = "DATABASE_"
+LONGEST_SHOWN = 30
+
 Url = Annotated[URL, PlainValidator(lambda value: value)]
 
 
@@ -110,8 +113,10 @@ class DatabaseSettings(BaseModel):
 
 def environment() -> dict[str, str]:
     """Return the variables that are set, `.env` below the process's own."""
-    merged = {**dotenv_values(".env"), **os.environ}
-    return {name: value for name, value in merged.items() if value}
+    set_: dict[str, str] = {}
+    for source in (dotenv_values(".env"), os.environ):
+        set_ |= {name: value.strip() for name, value in source.items() if value and value.strip()}
+    return set_
 
 
 def read_settings(
@@ -129,14 +134,14 @@ def read_settings(
             values[field] = value
     if "url" in values:
         try:
-            values["url"] = parse_url(values["url"], dialect)
+            values["url"] = parse_url(str(values["url"]), dialect)
         except ValueError as error:
             faults.append(f"{prefix}URL: {error}")
             values["url"] = URL.create(dialect)
     try:
         settings = DatabaseSettings.model_validate(values)
     except ValidationError as error:
-        faults += [fault(prefix, dict(each)) for each in error.errors(include_url=False)]
+        faults += [fault(variables, prefix, dict(each)) for each in error.errors()]
         raise NotConfigured(faults) from None  # Its text would hold the values again.
     if faults:
         raise NotConfigured(faults)
@@ -148,24 +153,41 @@ def misspelt(variables: Iterable[str], prefixes: Iterable[str]) -> dict[str, str
 
     What resembles no setting is left alone: platforms set `DATABASE_SERVICE_HOST` and the like.
     """
-    known = {
-        prefix + field.upper() for prefix in prefixes for field in DatabaseSettings.model_fields
-    }
-    tests = {prefix.replace("DATABASE_", "TEST_DATABASE_URL") for prefix in prefixes}
+    fields = [field.upper() for field in DatabaseSettings.model_fields]
+    heads = {prefix.removesuffix(INFIX): prefix for prefix in prefixes}
+    tests = {head + f"TEST_{INFIX}URL" for head in heads}
     found: dict[str, str] = {}
-    for name in sorted(set(variables) - known - tests):
-        if "DATABASE_" in name and (nearest := get_close_matches(name, known, 1, 0.85)):
-            found[name] = nearest[0]
+    for name in sorted(set(variables) - tests):
+        head, infix, tail = name.rpartition(INFIX)
+        # Apart: beside a long prefix, any two names resemble each other.
+        head_near = [head] if head in heads else get_close_matches(head, heads, 1, 0.8)
+        tail_near = get_close_matches(tail, fields, 1, 0.7)
+        if infix and head_near and tail_near:
+            nearest = heads[head_near[0]] + tail_near[0]
+            if nearest != name:
+                found[name] = nearest
     return found
 
 
-def fault(prefix: str, error: Mapping[str, Any]) -> str:
+def fault(variables: Mapping[str, str], prefix: str, error: Mapping[str, Any]) -> str:
     """Say what is wrong with one setting, what it means, and its bounds."""
     (field,) = error["loc"]
     variable = f"{prefix}{field.upper()}"
+    if error["type"] == "extra_forbidden":
+        nearest = get_close_matches(field, list(DatabaseSettings.model_fields), 1)
+        return f"{variable}: {field} is declared, but unknown" + "".join(
+            f"; did you mean {each}?" for each in nearest
+        )
     if error["type"] == "missing":
         return f"{variable}: not set. {DatabaseSettings.model_fields[field].description}"
-    return f"{variable}: {error['input']!r} is not {expected(field)}. {explain(field)}"
+    source = "" if variable in variables else ", as declared,"
+    return f"{variable}: {shown(error['input'])}{source} is not {expected(field)}. {explain(field)}"
+
+
+def shown(value: object) -> str:
+    """Show a value that is short, and no URL pasted to the wrong place with its password."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN and "@" not in text else "the value"
 
 
 def expected(field: str) -> str:
