@@ -589,7 +589,7 @@ def test_databases_are_computed_with_every_key(compute: Callable[..., dict[str, 
     )
 
     assert computed["engines"] == ["postgresql", "sqlite"]
-    assert computed["dbs"] == [
+    expected = [
         {
             "name": "primary",
             "engine": "postgresql",
@@ -615,6 +615,10 @@ def test_databases_are_computed_with_every_key(compute: Callable[..., dict[str, 
             "class_prefix": "Audit",
         },
     ]
+    found = [
+        {key: db[key] for key in keys} for db, keys in zip(computed["dbs"], expected, strict=True)
+    ]
+    assert found == expected
 
 
 # --------------------------------------------------------------------------------- any answer
