@@ -17,7 +17,14 @@ from .engine import create_engine
 from .errors import NotConfigured, NotOpen, Unreachable
 from .health import Probe, notice_sigterm
 from .pool import FairPool
-from .settings import DatabaseSettings, Declared, environment, misspelt, read_settings
+from .settings import (
+    DatabaseSettings,
+    Declared,
+    environment,
+    misspelt,
+    read_settings,
+    read_shutdown_delay,
+)
 from .sqlstates import is_retryable, sqlstate
 from .urls import Dialect
 
@@ -239,6 +246,7 @@ class Databases(Mapping[str, Database]):
     async def open(self) -> AsyncGenerator[Self]:
         """Open every database; on exit, close them. To be entered in the lifespan."""
         settings = self.read_settings()
+        delay = read_shutdown_delay(environment())
         for name, nearest in self.misspelt_variables().items():
             logger.warning("%s is read by nobody; did you mean %s?", name, nearest)
         self.stopping = False
@@ -247,7 +255,7 @@ class Databases(Mapping[str, Database]):
             for outcome in await asyncio.gather(*starts, return_exceptions=True):
                 if outcome is not None:
                     raise outcome
-            with notice_sigterm(self._stop):
+            with notice_sigterm(self._stop, delay):
                 yield self
         finally:
             # All at once: one that drains slowly takes nothing from the others' time.

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import signal
 import threading
 import time
@@ -67,8 +66,9 @@ class Probe:
             self.is_up = False
             if self._down_since is None:
                 self._down_since = time.monotonic()
-                why = f"no answer in {self._timeout:g} s" if str(error) == "" else str(error)
-                logger.error("%s: down: %s", self._name, why.partition("\n")[0])  # noqa: TRY400
+                why = str(error).removeprefix(f"{self._name}: ").partition("\n")[0]
+                why = why or f"no answer in {self._timeout:g} s"
+                logger.error("%s: down: %s", self._name, why)  # noqa: TRY400
             await self._hang_up()
         else:
             self.is_up = self.has_been_up = True
@@ -92,17 +92,16 @@ class Probe:
 
 
 @contextmanager
-def notice_sigterm(stop: Callable[[], None]) -> Generator[None]:
-    """Call `stop` at SIGTERM, and let the server stop `SHUTDOWN_DELAY` seconds later.
+def notice_sigterm(stop: Callable[[], None], delay: float) -> Generator[None]:
+    """Call `stop` at SIGTERM, and let the server stop `delay` seconds later.
 
     In between, requests are served and `/readyz` answers 503, so that a load balancer
-    looks away before the port closes. The default is 0.
+    looks away before the port closes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # Only the main thread may set signal handlers.
         return
     loop = asyncio.get_running_loop()
-    delay = float(os.environ.get("SHUTDOWN_DELAY") or 0)
     previous = signal.getsignal(signal.SIGTERM)
 
     def pass_on() -> None:

@@ -6,6 +6,7 @@ defaults below. An empty variable counts as absent.
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Annotated, Any, TypedDict
 
@@ -19,6 +20,7 @@ from .urls import Dialect, parse_url
 
 INFIX = "DATABASE_"
 LONGEST_SHOWN = 30
+LONGEST_DELAY = 3600
 
 Url = Annotated[URL, PlainValidator(lambda value: value)]
 
@@ -146,6 +148,23 @@ def read_settings(
     if faults:
         raise NotConfigured(faults)
     return settings
+
+
+def read_shutdown_delay(variables: Mapping[str, str]) -> float:
+    """Read the seconds between SIGTERM and the end of service; 0 unless set."""
+    text = variables.get("SHUTDOWN_DELAY", "0")
+    with suppress(ValueError):
+        if 0 <= (delay := float(text)) <= LONGEST_DELAY:
+            return delay
+    raise NotConfigured(
+        [
+            (
+                f"SHUTDOWN_DELAY: {shown(text)} is not a number from 0 to {LONGEST_DELAY}. Seconds"
+                " between SIGTERM, from which on /readyz answers 503, and the end of service."
+                " Default: 0."
+            )
+        ]
+    )
 
 
 def misspelt(variables: Iterable[str], prefixes: Iterable[str]) -> dict[str, str]:
