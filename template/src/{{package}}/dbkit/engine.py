@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -37,6 +38,7 @@ def create_engine(
     `prefix` begins the names of its variables in messages. Without `pooled`, each
     connection is opened when it is asked for, and closed when it is given back.
     """
+    is_sqlite = settings.url.get_backend_name() == "sqlite"
     pool = pool_arguments(name, prefix, settings) if pooled else {"poolclass": NullPool}
     engine = create_async_engine(
         settings.url,
@@ -50,9 +52,12 @@ def create_engine(
     @event.listens_for(engine.sync_engine, "do_connect")
     def connect(dialect: Any, _record: object, args: Any, kwargs: Any) -> DBAPIConnection:
         try:
-            return dialect.connect(*args, **kwargs)
+            connection: DBAPIConnection = dialect.connect(*args, **kwargs)
+            if is_sqlite:
+                prepare_sqlite(connection)
         except Exception as error:
             raise Unreachable(unreachable(name, prefix, settings, error)) from error
+        return connection
 
     @event.listens_for(engine.sync_engine, "handle_error")
     def handle_error(context: ExceptionContext) -> Exception | None:
@@ -60,14 +65,16 @@ def create_engine(
         if isinstance(error, OSError | TimeoutError):  # SQLAlchemy wraps neither.
             context.is_disconnect = True
             return Unreachable(f"{name}: the connection was lost: {reason(error)}")
+        if isinstance(error, OverflowError | UnicodeError):  # SQLite's driver, of a value.
+            return DataError(context.statement, context.parameters, error, hide_parameters=True)
         if sqlstate(error) in DISCONNECTED:
             context.is_disconnect = True
         if sqlstate(error) == READ_ONLY and isinstance(engine.pool, FairPool):
             engine.pool.retire()  # The others answer a ping too, and refuse the next write.
         return None
 
-    if settings.url.get_backend_name() == "sqlite":
-        listen_sqlite(engine, settings)
+    if is_sqlite:
+        event.listen(engine.sync_engine, "begin", begin_sqlite)
     return engine
 
 
@@ -120,29 +127,33 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f}"
 
 
-def listen_sqlite(engine: AsyncEngine, settings: DatabaseSettings) -> None:
-    """Set what SQLite leaves off: foreign keys, a journal that lets readers read, real BEGINs."""
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def connect(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # The driver begins no transaction; `begin` below does.
+def prepare_sqlite(connection: Any) -> None:
+    """Set what SQLite leaves off: foreign keys, a journal that lets readers read."""
+    try:
+        connection.isolation_level = None  # The driver begins no transaction; `begin_sqlite` does.
         cursor = connection.cursor()
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.close()
+    except BaseException:
+        connection.close()
+        raise
 
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: Connection) -> None:
-        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
-            # A transaction that reads before it writes would fail at once beside a writer;
-            # this one waits for its turn, `lock_timeout` at the most.
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+def begin_sqlite(connection: Connection) -> None:
+    """Begin for real: a transaction that reads before it writes would fail beside a writer.
+
+    This one waits for its turn, `lock_timeout` at the most.
+    """
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def unreachable(name: str, prefix: str, settings: DatabaseSettings, error: Exception) -> str:
     """Say which server was tried, what it answered, and which variable to check."""
-    url = settings.url.set(drivername=settings.url.get_backend_name(), query={})
+    where = {key: value for key, value in settings.url.query.items() if key in {"host", "port"}}
+    url = settings.url.set(drivername=settings.url.get_backend_name(), query=where)
     return (
         f"{name}: cannot connect to {url.render_as_string(hide_password=True)}: {reason(error)};"
         f" check {prefix}URL"

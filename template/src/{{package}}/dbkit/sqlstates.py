@@ -6,6 +6,8 @@ they are translated to the SQLSTATE that PostgreSQL gives for the same thing.
 
 from dataclasses import dataclass
 
+from sqlalchemy.exc import DataError
+
 # The server is leaving, or is no longer the primary: the connection is of no more use.
 READ_ONLY = "25006"
 DISCONNECTED = frozenset({READ_ONLY, "57P01", "57P02", "57P03"})
@@ -18,6 +20,8 @@ SQLITE = {
     "SQLITE_CONSTRAINT_FOREIGNKEY": "23503",
     "SQLITE_CONSTRAINT_NOTNULL": "23502",
     "SQLITE_CONSTRAINT_PRIMARYKEY": "23505",
+    "SQLITE_CONSTRAINT_ROWID": "23505",
+    "SQLITE_CONSTRAINT_TRIGGER": "23001",  # also what ON DELETE RESTRICT reports
     "SQLITE_CONSTRAINT_UNIQUE": "23505",
     "SQLITE_FULL": "53100",
     "SQLITE_INTERRUPT": "57014",
@@ -38,6 +42,7 @@ class Answer:
 ANSWERS = {
     "22": Answer(422, "a value is out of range or has a wrong form"),
     "23502": Answer(422, "a value is missing"),
+    "23001": Answer(409, "another row refers to this one"),
     "23503": Answer(409, "another row refers to this one, or the row referred to is gone"),
     "23505": Answer(409, "a row with the same value exists"),
     "23514": Answer(422, "a value is not allowed"),
@@ -61,6 +66,7 @@ def is_retryable(code: str | None) -> bool:
 
 def sqlstate(error: BaseException | None) -> str | None:
     """Return the SQLSTATE of a driver's error, however deep it is wrapped."""
+    unknown = "22000" if isinstance(error, DataError) else None
     while error is not None:
         code = getattr(error, "sqlstate", None)
         if isinstance(code, str):
@@ -70,7 +76,7 @@ def sqlstate(error: BaseException | None) -> str | None:
             # Extended names add to the basic one: SQLITE_BUSY_SNAPSHOT.
             return next((SQLITE[key] for key in SQLITE if name.startswith(key)), None)
         error = getattr(error, "orig", None) or error.__cause__
-    return None
+    return unknown
 
 
 def answer(code: str | None) -> Answer | None:
