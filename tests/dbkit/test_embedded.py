@@ -1,5 +1,6 @@
 """The embedded PostgreSQL serves, is closed to others, and never outlives its service."""
 
+import fcntl
 import os
 import select
 import shutil
@@ -213,12 +214,19 @@ def test_two_services_side_by_side_do_not_clash(
 # It ends with its service, whatever ends that
 
 
-def test_ends_with_the_interpreter(directory: Path, serve: Serve) -> None:
+def test_the_interpreter_waits_for_its_end(directory: Path, serve: Serve) -> None:
     service = serve(directory)
     assert service.says()
-    server = server_of(directory)
-    service.end()
-    # At once: a container's first process takes all others with it, without a clean shutdown.
+    server, guard = server_of(directory), guard_of(directory)
+    os.kill(guard, signal.SIGSTOP)
+    try:
+        service.input.close()
+        # A container's first process takes all others with it, without a clean shutdown.
+        with pytest.raises(subprocess.TimeoutExpired):
+            service.process.wait(1)
+    finally:
+        os.kill(guard, signal.SIGCONT)
+    service.process.wait(30)
     assert not Path(f"/proc/{server}").exists()
 
 
@@ -234,13 +242,34 @@ def test_ends_when_its_service_is_killed(
     wait_for_end(guard)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_ends_when_its_guard_is_killed(directory: Path, number: signal.Signals) -> None:
+def test_ends_when_its_guard_is_killed(directory: Path) -> None:
     with EmbeddedPostgres(directory, settings=TEST_SETTINGS) as server:
         process = server_of(directory)
-        os.kill(guard_of(directory), number)
+        os.kill(guard_of(directory), signal.SIGKILL)
         wait_for_end(process)
         assert not server.is_running
+
+
+def test_ends_before_a_guard_that_is_told_to_stop(directory: Path) -> None:
+    with EmbeddedPostgres(directory, settings=TEST_SETTINGS):
+        process, guard = server_of(directory), guard_of(directory)
+        os.kill(guard, signal.SIGTERM)
+        wait_for_end(guard)
+        assert not Path(f"/proc/{process}").exists()
+
+
+def test_has_its_directory_until_its_own_end(directory: Path, serve: Serve) -> None:
+    assert serve(directory).says()
+    server, guard = server_of(directory), guard_of(directory)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        os.kill(guard, signal.SIGKILL)
+        wait_for_end(guard)
+        with (directory / "lock").open() as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.kill(server, signal.SIGCONT)
+    wait_for_end(server)
 
 
 async def test_recovers_from_a_crash(directory: Path, serve: Serve) -> None:
@@ -487,32 +516,43 @@ def test_a_half_made_data_directory_is_made_anew(new_directory: Path) -> None:
     assert not (new_directory / "data.new").exists()
 
 
-async def test_a_stale_pid_file_is_not_believed(directory: Path) -> None:
+Wrap = Callable[[str], None]
+
+
+@pytest.fixture
+def wrap(new_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Wrap:
+    """Run lines of shell before each start of a server."""
+    real, wrapper = find_binaries() / "postgres", new_directory.parent / "bin" / "postgres"
+
+    def wrap(lines: str) -> None:
+        wrapper.parent.mkdir()
+        wrapper.write_text(
+            f'#!/bin/sh\nif [ "$1" != --version ]; then {lines}\nfi\nexec {real} "$@"'
+        )
+        wrapper.chmod(0o755)
+        monkeypatch.setenv("EMBEDDED_POSTGRES_BIN", str(wrapper.parent))
+
+    return wrap
+
+
+def test_a_stale_pid_file_is_not_believed(directory: Path, wrap: Wrap) -> None:
+    pid_file = directory / "data" / "postmaster.pid"
     # The worst case: its process id and its port now belong to somebody else.
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        (directory / "data" / "postmaster.pid").write_text(
+        pid_file.write_text(
             f"{os.getpid()}\n{directory}/data\n0\n{port}\n\n127.0.0.1\n\nready   \n"
         )
+        wrap(f"[ -e {pid_file} ] && exit 1")
         with EmbeddedPostgres(directory, settings=TEST_SETTINGS) as server:
             assert server.port != port
-            assert await fetch(server.url("kept"), "SELECT 42") == 42
 
 
-def test_a_port_taken_in_between_is_given_up(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_port_taken_in_between_is_given_up(directory: Path, wrap: Wrap) -> None:
+    tried = directory / "tried"
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
-        postgres, tried = directory.parent / "bin" / "postgres", directory / "tried"
-        postgres.parent.mkdir()
-        postgres.write_text(
-            "#!/bin/sh\n"
-            f'[ $1 = --version ] || [ -e {tried} ] || {{ > {tried}; set -- "$@" -p {taken}; }}\n'
-            f'exec {find_binaries()}/postgres "$@"\n'
-        )
-        postgres.chmod(0o755)
-        monkeypatch.setenv("EMBEDDED_POSTGRES_BIN", str(postgres.parent))
+        wrap(f'[ -e {tried} ] || {{ > {tried}; set -- "$@" -p {taken}; }}')
         with EmbeddedPostgres(directory, settings=TEST_SETTINGS) as server:
             assert tried.exists()
             assert server.port != taken
