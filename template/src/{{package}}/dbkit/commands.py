@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
@@ -302,7 +303,7 @@ def shell_sqlite(url: URL) -> Shell:
     """Return sqlite3, or Python's own from 3.12 on."""
     if program := shutil.which("sqlite3"):
         return Shell([program, str(url.database)], {**os.environ})
-    if sys.version_info < (3, 12):
+    if find_spec("sqlite3.__main__") is None:
         fail("sqlite3 is not installed")
     return Shell([sys.executable, "-m", "sqlite3", str(url.database)], {**os.environ})
 
