@@ -3,10 +3,8 @@
 from typing import Any
 
 import pytest
-from rendering import ROOT, Renderer, Service
-from variants import VARIANTS, Variant
+from rendering import Renderer, Service
 
-KIT = ROOT / "template" / "src" / "{{package}}" / "dbkit"
 POSTGRESQL = {"name": "primary", "engine": "postgresql"}
 FOUR = [
     POSTGRESQL,
@@ -98,19 +96,3 @@ def test_licence_is_the_one_that_was_chosen(render: Renderer, licence: str, begi
     service = render(**BARE | {"licence": licence})
 
     assert (service.path / "LICENSE").read_text().lstrip().startswith(begins)
-
-
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
-def test_kit_is_the_same_in_every_service(render: Renderer, variant: Variant) -> None:
-    service = render(**variant.answers)
-
-    copy = next(service.path.glob("src/*/dbkit"))
-    ours, theirs = (
-        {
-            path.relative_to(kit).as_posix(): path.read_bytes()
-            for path in kit.rglob("*")
-            if path.is_file() and path.suffix != ".pyc"
-        }
-        for kit in (KIT, copy)
-    )
-    assert theirs == ours

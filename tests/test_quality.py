@@ -1,0 +1,156 @@
+"""Rendered files are as a careful person would leave them; no tool has anything to change."""
+
+import json
+import re
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dbkit.settings import DatabaseSettings
+from rendering import ROOT, Renderer, Service
+from running import run
+from variants import PYTHON_VERSIONS, VARIANTS, Variant
+
+KIT = ROOT / "template" / "src" / "{{package}}" / "dbkit"
+BIN = Path(sys.executable).parent
+ONLY_POSTGRESQL = {"statement_timeout", "idle_in_transaction_timeout", "client_check_interval"}
+
+# Nothing else needs every variant, and one worker renders them all but once.
+pytestmark = pytest.mark.xdist_group("quality")
+
+
+@pytest.fixture(params=VARIANTS, ids=lambda variant: variant.name)
+def variant(request: pytest.FixtureRequest) -> Variant:
+    """Return a variant."""
+    return request.param
+
+
+@pytest.fixture
+def service(render: Renderer, variant: Variant) -> Service:
+    """Return the rendered variant: read only."""
+    return render(**variant.answers)
+
+
+def texts(service: Service) -> dict[str, str]:
+    """Read the files of a service, by path."""
+    return {
+        path.relative_to(service.path).as_posix(): path.read_text(encoding="utf-8")
+        for path in sorted(service.path.rglob("*"))
+        if path.is_file() and path.suffix != ".pyc"
+    }
+
+
+def kit_files(kit: Path) -> dict[str, bytes]:
+    """Read the files of a kit, by path."""
+    return {
+        path.relative_to(kit).as_posix(): path.read_bytes()
+        for path in kit.rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+
+
+def test_kit_is_the_same_in_every_service(service: Service) -> None:
+    assert kit_files(next(service.path.glob("src/*/dbkit"))) == kit_files(KIT)
+
+
+@pytest.mark.parametrize("command", [("format", "--check", "--diff"), ("check",)])
+def test_ruff_finds_nothing(service: Service, command: tuple[str, ...]) -> None:
+    done = run(service.path, BIN / "ruff", *command, "--no-cache", ".")
+
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("python_version", PYTHON_VERSIONS)
+def test_pyright_finds_nothing(render: Renderer, tmp_path: Path, python_version: str) -> None:
+    """Check all variants of one Python at once: most of the time goes into what they import.
+
+    The kit, which is the same in each, is checked in the first.
+    """
+    config: dict[str, Any] = {"include": [], "exclude": [], "executionEnvironments": []}
+    files = 0
+    for variant in VARIANTS:
+        if variant.python_version != python_version:
+            continue
+        folder = shutil.copytree(render(**variant.answers).path, tmp_path / variant.name)
+        modules = list(folder.rglob("*.py"))
+        own: dict[str, Any] = json.loads((folder / "pyrightconfig.json").read_text())
+        if config["include"]:
+            config["exclude"].append(f"{variant.name}/src/*/dbkit")
+            modules = [module for module in modules if "dbkit" not in module.parts]
+        files += len(modules)
+        config["include"] += [f"{variant.name}/{name}" for name in own.pop("include")]
+        environment = {"root": variant.name, "extraPaths": [f"{variant.name}/src"]}
+        config["executionEnvironments"].append(environment)
+        assert own == {"typeCheckingMode": "strict", "pythonVersion": python_version}
+        config |= own
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(config))
+
+    done = run(tmp_path, BIN / "pyright", "--pythonpath", sys.executable, "--outputjson")
+
+    report = json.loads(done.stdout)
+    assert [each["message"] for each in report["generalDiagnostics"]] == [], done.stdout
+    # All of its configuration was understood.
+    assert report["summary"]["filesAnalyzed"] == files
+
+
+def test_no_template_is_left_over(service: Service) -> None:
+    # GitHub has its own, and somebody may want to say something in curly brackets.
+    ours = re.compile(r"(?<!\$)\{\{(?! curly \}\})|\{%|\{#|%\}")
+    for name, text in texts(service).items():
+        assert ours.findall(text) == [], name
+
+
+def test_blank_lines_are_where_they_belong(service: Service) -> None:
+    """No file ends with one, and none follows another; ruff sees to those within Python."""
+    for name, text in texts(service).items():
+        assert text == text.rstrip() + "\n", name
+        assert re.findall(r"[ \t]+$", text, re.MULTILINE) == [], name
+        if not name.endswith((".py", ".mako")):
+            assert "\n\n\n" not in text, name
+
+
+def test_data_files_can_be_read(service: Service, variant: Variant) -> None:
+    for path in service.path.rglob("*"):
+        match path.suffix:
+            case ".toml":
+                tomllib.loads(path.read_text(encoding="utf-8"))
+            case ".yml" | ".yaml":
+                assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
+            case _:
+                pass
+    project = tomllib.loads((service.path / "pyproject.toml").read_text())["project"]
+    assert project["description"] == service.answers["description"]
+    assert project["requires-python"] == f">={variant.python_version}"
+
+
+def test_env_example_lists_every_variable_with_its_default(service: Service) -> None:
+    """Hold it against the settings: the first database's in full, what differs of the others."""
+    text = (service.path / ".env.example").read_text(encoding="utf-8")
+    first, *others = service.answers["databases"]
+
+    left_out = {"url"}
+    if "postgresql" not in {each["engine"] for each in service.answers["databases"]}:
+        left_out |= ONLY_POSTGRESQL
+    settings = {
+        name: field for name, field in DatabaseSettings.model_fields.items() if name not in left_out
+    }
+    expected = ""
+    for name, field in settings.items():
+        default = first.get(name, field.default)
+        shown = str(default).lower() if isinstance(default, bool) else f"{default:g}"
+        expected += f"# {field.description}\n# DATABASE_{name.upper()}={shown}\n"
+    assert expected in text
+    assert re.findall(r"^# (\w*DATABASE_\w+)=", text, re.MULTILINE) == [
+        "DATABASE_URL",
+        *(f"DATABASE_{name.upper()}" for name in settings),
+        *(
+            f"{each['name'].upper()}_DATABASE_{variable}"
+            for each in others
+            for variable in ("URL", "POOL_SIZE")
+            if variable.lower() in {"url", *each}
+        ),
+    ]
