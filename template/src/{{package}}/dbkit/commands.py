@@ -68,7 +68,7 @@ class Commands(typer.Typer):
         except (DatabaseError, CommandError) as error:
             sys.exit(str(error))
         except DBAPIError as error:
-            sys.exit(str(error.orig).partition("\n")[0])
+            sys.exit(first_line(error))
 
 
 def manage(databases: Databases, *, app: str, root: Path) -> typer.Typer:
@@ -157,9 +157,15 @@ def migrate(
 
 def apply(database: Database, to: str = "head") -> None:
     """Migrate one database, and say each step."""
-    steps = asyncio.run(migrations.migrate(database, to))
-    for step in steps or ["nothing to migrate"]:
+
+    def say(step: str) -> None:
         typer.echo(f"{database.name}: {step}")
+
+    try:
+        if not asyncio.run(migrations.migrate(database, to, on_step=say)):
+            say("nothing to migrate")
+    except DBAPIError as error:
+        fail(f"{database.name}: the next migration failed: {first_line(error)}")
 
 
 def makemigrations(
@@ -314,6 +320,11 @@ def must_be_free(host: str, port: int) -> None:
         socket.create_server((host, port)).close()
     except OSError as error:
         fail(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port")
+
+
+def first_line(error: DBAPIError) -> str:
+    """Say what the server said, without the statement."""
+    return str(error.orig).partition("\n")[0]
 
 
 def fail(message: str) -> NoReturn:

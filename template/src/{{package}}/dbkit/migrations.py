@@ -1,6 +1,7 @@
 """Alembic, configured in code: one history per database, in `migrations/<name>/`."""
 
 import io
+import warnings
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, event, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -33,16 +35,23 @@ class Migration:
     applied: bool
 
 
-async def migrate(database: Database, target: str = "head") -> list[str]:
+async def migrate(
+    database: Database, target: str = "head", *, on_step: Callable[[str], None] = lambda _: None
+) -> list[str]:
     """Bring a database to `target`, forwards or backwards; return the steps taken.
 
     `target` is a revision or the beginning of one, `head`, `zero`, or a number of steps
-    (`+1`, `-1`). Each migration is a transaction. Raises `alembic.util.CommandError`.
+    (`+1`, `-1`). Each migration is a transaction: of several, those before the one that
+    fails stay, and `on_step` has been told of them. Raises `alembic.util.CommandError`.
     """
     steps: list[str] = []
 
+    def stepped(step: str) -> None:
+        steps.append(step)
+        on_step(step)
+
     def run(connection: Connection) -> None:
-        config = configure(database, connection=connection, on_step=steps.append)
+        config = configure(database, connection=connection, on_step=stepped)
         if is_behind(ScriptDirectory.from_config(config), heads(connection), target):
             command.downgrade(config, "base" if target == ZERO else target)
         else:
@@ -109,7 +118,7 @@ def sql(database: Database, target: str = "head") -> str:
     config = configure(database, output=io.StringIO())
     start, _, end = target.replace(ZERO, "base").rpartition(":")
     script = ScriptDirectory.from_config(config)
-    if start and is_behind(script, (start,), end):
+    if is_behind(script, (start,) if start else (), end) and start:
         command.downgrade(config, f"{start}:{end}", sql=True)
     else:
         command.upgrade(config, f"{start}:{end}" if start else end, sql=True)
@@ -151,10 +160,17 @@ def configure(
     output: io.StringIO | None = None,
 ) -> Config:
     """Configure Alembic for one database, with what `alembic/env.py` needs."""
+    folder = DIRECTORY / database.name
+    # To Alembic that is an empty history: a container without its migrations would be up to date.
+    if database.base and database.base.metadata.tables and not folder.is_dir():
+        raise CommandError(
+            f"{database.name}: no folder {folder};"
+            f" run `manage.py makemigrations --database {database.name} MESSAGE`"
+        )
     config = Config(output_buffer=output) if output else Config()
     config.set_main_option("script_location", str(ENVIRONMENT))
     config.set_main_option("path_separator", "newline")
-    config.set_main_option("version_locations", str(DIRECTORY / database.name))
+    config.set_main_option("version_locations", str(folder))
     config.set_main_option("file_template", "%%(year)d%%(month).2d%%(day).2d_%%(rev)s_%%(slug)s")
     if find_spec("ruff"):
         config.set_section_option("post_write_hooks", "hooks", "lint, format")
@@ -165,6 +181,13 @@ def configure(
                 "post_write_hooks", f"{hook}.options", f"{options} REVISION_SCRIPT_FILENAME"
             )
     config.attributes.update(database=database, connection=connection, on_step=on_step)
+    with warnings.catch_warnings(action="ignore"):  # The error says the same.
+        try:
+            ScriptDirectory.from_config(config).get_heads()
+        except KeyError as error:
+            raise CommandError(
+                f"{database.name}: a migration in {folder} follows {error}, which is not there"
+            ) from None
     return config
 
 
@@ -176,6 +199,8 @@ def heads(connection: Connection) -> tuple[str, ...]:
 
 def is_behind(script: ScriptDirectory, current: tuple[str, ...], target: str) -> bool:
     """Whether `target` lies before `current`, so that going there is a downgrade."""
+    if not target:
+        raise CommandError("no revision to go to; name one, or head, zero, +1 or -1")
     if target in {ZERO, "base"} or target.startswith("-"):
         return True
     if target in {"head", "heads"} or target.startswith("+"):
