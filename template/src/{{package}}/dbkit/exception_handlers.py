@@ -2,20 +2,23 @@
 
 import logging
 from http import HTTPStatus
+from math import ceil
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError
+from starlette.exceptions import HTTPException
 
-from .errors import DatabaseError, NotConfigured, NotOpen
+from .errors import DatabaseError, PoolClosed, PoolOverloaded, PoolTimeout, Unreachable
 from .sqlstates import answer, sqlstate
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER = "1"  # seconds
+UNREADABLE = HTTPException(400, "There was an error parsing the body")  # FastAPI's
 
 
 class Problem(BaseModel):
@@ -33,10 +36,12 @@ class ProblemResponse(JSONResponse):
     media_type = "application/problem+json"
 
 
-def problem(status: int, detail: str) -> ProblemResponse:
-    """Make the response that says what went wrong; 503 also says when to try again."""
+def problem(status: int, detail: str, *, retry_after: float = 1) -> ProblemResponse:
+    """Make the response that says what went wrong; a 503 also in how many seconds to try again."""
     body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
-    headers = {"Retry-After": RETRY_AFTER} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    headers = None
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers = {"Retry-After": str(ceil(retry_after))}
     return ProblemResponse(body.model_dump(), status, headers)
 
 
@@ -48,7 +53,7 @@ DATABASE_RESPONSES: dict[int | str, dict[str, Any]] = {
     }
     for status, description in {
         409: "Conflicts with what is stored",
-        503: "A database is overloaded or away; try again",
+        503: "A database is overloaded or away; try again after `Retry-After` seconds",
         504: "A database took too long",
     }.items()
 }
@@ -66,15 +71,26 @@ async def database_failed(_request: Request, error: Exception) -> JSONResponse:
         return unprocessable([{"type": "database", "loc": ["body"], "msg": found.detail}])
     if found.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.error("SQLSTATE %s: %s", code, error)
-    return problem(found.status, found.detail)
+    database = getattr(error, "database", "the database")  # Noted by `create_engine()`.
+    return problem(found.status, f"{database}: {found.detail}")
 
 
 async def database_unavailable(_request: Request, error: Exception) -> JSONResponse:
     """Answer for a state of ours: time may cure it, unless it is our own mistake."""
-    if isinstance(error, NotConfigured | NotOpen):
-        raise error
-    logger.error("%s", error)
-    return problem(HTTPStatus.SERVICE_UNAVAILABLE, "the database cannot serve this request now")
+    # The pool has logged the beginning of the overload or the outage, and will log its end.
+    for state, detail in UNAVAILABLE.items():
+        if isinstance(error, state):
+            text = f"{error.database}: {detail}"
+            return problem(HTTPStatus.SERVICE_UNAVAILABLE, text, retry_after=error.retry_after)
+    raise error
+
+
+UNAVAILABLE: dict[type[DatabaseError], str] = {
+    PoolClosed: "the service is stopping",
+    PoolOverloaded: "overloaded; try again later",
+    PoolTimeout: "no connection became free in time; try again later",
+    Unreachable: "cannot be reached; try again later",
+}
 
 
 async def invalid_request(_request: Request, error: Exception) -> JSONResponse:
@@ -83,6 +99,14 @@ async def invalid_request(_request: Request, error: Exception) -> JSONResponse:
     return unprocessable(
         [{key: each[key] for key in ("type", "loc", "msg")} for each in error.errors()]
     )
+
+
+async def http_exception(request: Request, error: Exception) -> Response:
+    """Answer as FastAPI does, but 422 for a body that is not UTF-8: its 400 is in no OpenAPI."""
+    assert isinstance(error, HTTPException)  # noqa: S101 -- what it is registered for.
+    if (error.status_code, error.detail) == (UNREADABLE.status_code, UNREADABLE.detail):
+        return unprocessable([{"type": "json_invalid", "loc": ["body"], "msg": "not JSON"}])
+    return await http_exception_handler(request, error)
 
 
 def unprocessable(detail: list[dict[str, Any]]) -> JSONResponse:
@@ -95,3 +119,4 @@ def add_exception_handlers(app: FastAPI) -> None:
     app.add_exception_handler(DBAPIError, database_failed)
     app.add_exception_handler(DatabaseError, database_unavailable)
     app.add_exception_handler(RequestValidationError, invalid_request)
+    app.add_exception_handler(HTTPException, http_exception)
