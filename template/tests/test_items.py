@@ -56,9 +56,17 @@ async def test_a_taken_name_conflicts(client: AsyncClient) -> None:
         {"name": "nul \x00"},
         {"name": None},
         {"name": "lamp", "quantity": 2**63},
+        {"name": "lamp", "quantity": "3"},
+        {"name": "lamp", "quantity": True},
         {"name": "lamp", "colour": "red"},
     ],
 )
 async def test_bad_items_are_refused(client: AsyncClient, body: dict[str, object]) -> None:
     assert (await client.post("/items", json=body)).status_code == 422
     assert (await client.get("/items")).json()["items"] == []
+
+
+async def test_a_body_that_is_not_utf_8_is_refused(client: AsyncClient) -> None:
+    headers = {"Content-Type": "application/json"}
+
+    assert (await client.post("/items", content=b"\xff", headers=headers)).status_code == 422

@@ -8,8 +8,10 @@ from typing_extensions import TypedDict
 
 # No NUL: PostgreSQL cannot store one.
 Name = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00]+$")]
-Quantity = Annotated[int, Field(ge=0, le=1_000_000)]
-ItemId = Annotated[int, Path(ge=1, le=2**63 - 1)]
+# Strict: neither "3" nor true is a number.
+Quantity = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
+# Up to 2**53 a number in JSON is exact for everybody, OpenAPI included.
+ItemId = Annotated[int, Path(ge=1, le=2**53 - 1)]
 
 
 class ItemCreate(BaseModel):
