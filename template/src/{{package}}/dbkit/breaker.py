@@ -23,23 +23,24 @@ class Breaker:
         self.state: BreakerState = "closed"
         self.failures = 0
         self.error: BaseException | None = None
-        self.retry_at = 0.0
+        self.failed_at = 0.0
         self.opened_at = 0.0
+        self.retry_at = 0.0
         self._delay = FIRST_DELAY
 
-    def doubt(self, error: BaseException) -> None:
+    def doubt(self, error: BaseException, now: float) -> None:
         """Count a ping that failed.
 
         It never opens the breaker: connections that a firewall forgot fail their pings on a
         server that is well. But it lets the next attempt to connect decide at once.
         """
         self.failures += 1
+        self.failed_at = now
         self.error = error
 
     def fail(self, error: BaseException, now: float) -> bool:
         """Count a failed attempt to connect; return whether it opened the breaker."""
-        self.failures += 1
-        self.error = error
+        self.doubt(error, now)
         if self.failures < self.threshold or self.state == "open":
             return False  # When open, one that had begun before: it says nothing new.
         opened = self.state == "closed"

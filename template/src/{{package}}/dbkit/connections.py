@@ -116,7 +116,9 @@ class Connections:
 
     def supply(self, waiting: int) -> None:
         """Set to work, for each waiter, an idle connection or an attempt to connect."""
-        wanted = waiting - len(self._pinging) - len(self._connects)
+        wanted = waiting - len(self._connects)
+        if not self.breaker.failures:  # Else pings are not to be relied on.
+            wanted -= len(self._pinging)
         now = monotonic()
         while wanted > 0 and self.idle:
             slot = self.idle.pop()
@@ -188,8 +190,7 @@ class Connections:
     def _note_failure(self, error: Exception) -> None:
         now = monotonic()
         self.counters.connect_errors += 1
-        if isinstance(error, TimeoutError) and not str(error):
-            error = TimeoutError(f"no answer within {self.options.connect_timeout:g} s")
+        error = explain(error, self.options.connect_timeout)
         if self.breaker.fail(error, now):
             logger.warning(
                 "%s: unreachable after %d failures in a row: %s: %s",
@@ -241,7 +242,7 @@ class Connections:
         except Exception as error:  # noqa: BLE001 - drivers raise what they like
             self.counters.ping_errors += 1
             self.counters.lost += 1
-            self.breaker.doubt(error)
+            self.breaker.doubt(explain(error, self.options.ping_timeout), monotonic())
             self.suspect()
         finally:
             self._pinging.discard(slot)
@@ -378,3 +379,10 @@ class Connections:
             else:
                 self.idle.append(slot)
         self.tend_later()
+
+
+def explain(error: Exception, timeout: float) -> Exception:
+    """Give an error that says nothing its words."""
+    if isinstance(error, TimeoutError) and not str(error):
+        return TimeoutError(f"no answer within {timeout:g} s")
+    return error

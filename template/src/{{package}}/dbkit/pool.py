@@ -92,7 +92,7 @@ class FairPool(Pool):
                 dialect=lambda: cast("Dialect", self._dialect),
                 create=self._create_connection,
                 hang_up=self._hang_up,
-                ready=self._offer,
+                ready=self._ready,
                 changed=self._settle,
             ),
         )
@@ -293,7 +293,7 @@ class FairPool(Pool):
     def resume(self) -> None:
         """Hand out connections again."""
         self._suspended = False
-        self._queue.restart(monotonic())
+        self._queue.excuse(monotonic())
         self._settle()
 
     def resize(self, pool_size: int, max_overflow: int) -> None:
@@ -377,6 +377,16 @@ class FairPool(Pool):
         else:
             self._queue.leave(waiter)
 
+    def _ready(self, slot: Slot) -> None:
+        """Take a connection that has been opened, or proved alive."""
+        if not self._is_crowded(self._connections.in_use - 1):
+            self._queue.excuse(monotonic())
+        self._offer(slot)
+
+    def _is_crowded(self, in_use: int) -> bool:
+        """Whether callers wait for each other, rather than for the server to answer one of us."""
+        return 2 * in_use >= self.options.limit
+
     def _offer(self, slot: Slot) -> None:
         """Hand a connection to the oldest waiter, or keep it."""
         now = monotonic()
@@ -415,8 +425,9 @@ class FairPool(Pool):
         now = monotonic()
         for waiter in self._queue.expire(now, self.options.timeout):
             self._turn_away(waiter, now, late=True)
-        # A first connect may be slow, and that is no overload: without a failure it has its time.
-        if not self._suspended and (self._connections.in_use or self._connections.breaker.failures):
+        breaker = self._connections.breaker
+        gone = breaker.failures > 0 and now - breaker.failed_at >= self.options.queue_interval
+        if not self._suspended and (gone or self._is_crowded(self._connections.in_use)):
             for waiter in self._queue.shed(now):
                 self._turn_away(waiter, now)
         self._check_queue_later(now)

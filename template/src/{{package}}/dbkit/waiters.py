@@ -1,10 +1,11 @@
 """The queue of a pool: strictly first in, first out, and shed by CoDel while it stands.
 
 A queue that forms and dissolves is a burst, and is served in full. A queue that stands adds
-latency and no throughput: when the *smallest* wait of a whole interval was above the target,
-whoever has waited for more than twice the target is turned away, oldest first, until the
-waits are short again. Sources: K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM
-Queue 10(5), 2012; the doubled target and the first one served are from Ecto's db_connection.
+waiting and no throughput: when no wait was shorter than the target for a whole interval,
+whoever has waited for more than twice the target is turned away, oldest first, until a wait is
+short again. Source: K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5),
+2012. Twice the target as the limit is from Ecto's db_connection: requests are not packets, and
+each that has waited too long is better told so.
 """
 
 import asyncio
@@ -37,28 +38,18 @@ class WaitQueue:
         self.interval = interval
         # Ordered, and O(1) to leave: thousands of waiters may be cancelled at once.
         self._waiters: OrderedDict[Waiter, None] = OrderedDict()
-        self._standing = False
-        self._smallest: float | None = None  # Smallest wait of this interval; None: none served.
-        self._interval_ends = 0.0
+        self._short_at = -inf  # When a wait was last short.
+        self._shed_at = -inf
 
     def __len__(self) -> int:
         return len(self._waiters)
 
-    def __iter__(self) -> Iterator[Waiter]:
-        return iter(self._waiters)
-
     def join(self, waiter: Waiter) -> None:
         """Put a waiter at the end."""
-        if not self._waiters:
-            self.restart(waiter.since)
+        # Empty is short; but not if it is because everybody was turned away.
+        if not self._waiters and waiter.since >= self._shed_at + self.interval:
+            self._short_at = waiter.since
         self._waiters[waiter] = None
-
-    def restart(self, now: float) -> None:
-        """Take the queue for one that does not stand: for a moment, nobody had to wait."""
-        self._standing = False
-        self._smallest = 0.0
-        if now >= self._interval_ends:
-            self._interval_ends = now + self.interval
 
     def leave(self, waiter: Waiter) -> None:
         """Take a waiter out, wherever it stands."""
@@ -79,27 +70,22 @@ class WaitQueue:
 
     def serve(self, now: float) -> Waiter | None:
         """Take out the waiter that is next."""
-        if (waiter := self.oldest()) is None:
-            return None
-        del self._waiters[waiter]
-        waited = now - waiter.since
-        self._smallest = waited if self._smallest is None else min(self._smallest, waited)
+        if waiter := self.oldest():
+            del self._waiters[waiter]
+            if not self._waiters or now - waiter.since <= (self.target or inf):
+                self._short_at = now
         return waiter
 
-    def shed(self, now: float) -> Iterator[Waiter]:
-        """Take out those who waited too long in a queue that stands; before each `serve`.
+    def excuse(self, now: float) -> None:
+        """Do not count the waits until now: they were not for other callers."""
+        self._short_at = now
 
-        The first call of an interval sheds nobody: it decides whether the queue stands.
-        """
-        if self.target is None or (oldest := self.oldest()) is None:
-            return
-        if now >= self._interval_ends:
-            smallest = now - oldest.since if self._smallest is None else self._smallest
-            self._standing = smallest > self.target
-            self._smallest = None
-            self._interval_ends = now + self.interval
-        elif self._standing:
-            yield from self.expire(now, 2 * self.target)
+    def shed(self, now: float) -> Iterator[Waiter]:
+        """Take out, one by one, those who waited too long in a queue that stands."""
+        if self.target is not None and now - self._short_at >= self.interval:
+            for waiter in self.expire(now, 2 * self.target):
+                self._shed_at = now
+                yield waiter
 
     def expire(self, now: float, age: float) -> Iterator[Waiter]:
         """Take out, one by one, those who have waited for `age` seconds or longer."""
@@ -108,7 +94,9 @@ class WaitQueue:
             yield waiter
 
     def due(self, now: float) -> float:
-        """Return the seconds until `shed` should be asked although nothing was returned."""
-        if self.target is None:
+        """Return the seconds until `shed` should be called, if nothing is returned before."""
+        oldest = self.oldest()
+        if self.target is None or oldest is None:
             return inf
-        return self.target if self._standing else max(self._interval_ends - now, 0.0)
+        due = max(self._short_at + self.interval, oldest.since + 2 * self.target)
+        return max(due - now, self.target / 2)
