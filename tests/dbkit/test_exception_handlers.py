@@ -241,7 +241,7 @@ async def test_a_slow_statement_is_504(database_url: URL, tmp_path: Path) -> Non
     async with Service().running(database_url, tmp_path / "audit", **variables) as service:
         response = await service.run("primary", "SELECT pg_sleep(60)")
 
-        check_problem(response, 504, "the statement took too long")
+        check_problem(response, 504, "primary: the statement took too long")
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ async def test_a_lock_that_is_not_released_is_503(
 
         response = await service.run(database, "SELECT * FROM parents")
 
-    check_problem(response, 503, "the row is locked by another transaction; try again")
+    check_problem(response, 503, f"{database}: the row is locked by another transaction; try again")
 
 
 async def test_a_deadlock_is_503(database_url: URL, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ async def test_a_deadlock_is_503(database_url: URL, tmp_path: Path) -> None:
             await gate.execute(text("SELECT pg_advisory_unlock(1)"))
             response, _ = await asyncio.gather(request, update)
 
-        check_problem(response, 503, "conflicts with another transaction; try again")
+        check_problem(response, 503, "primary: conflicts with another transaction; try again")
 
 
 async def lock_waiters(service: Service, number: int) -> None:
@@ -325,13 +325,13 @@ async def test_a_read_only_database_is_503(service: Service) -> None:
         "primary", "SET TRANSACTION READ ONLY", "INSERT INTO parents VALUES (9, 'nine', 9)"
     )
 
-    check_problem(response, 503, "the database is read-only at the moment")
+    check_problem(response, 503, "primary: the database is read-only at the moment")
 
 
 async def test_a_terminated_backend_is_503_and_the_next_request_is_served(service: Service) -> None:
     response = await service.run("primary", "SELECT pg_terminate_backend(pg_backend_pid())")
 
-    check_problem(response, 503, "the connection to the database was lost")
+    check_problem(response, 503, "primary: the connection to the database was lost")
     assert (await service.run("primary", "SELECT 1")).status_code == 201
 
 
@@ -356,7 +356,7 @@ async def test_no_connection_left_on_the_server_is_503(
             await session.execute(text("DROP OWNED BY alone"))
             await session.execute(text("DROP ROLE alone"))
 
-    check_problem(response, 503, "the database cannot serve this request now")
+    check_problem(response, 503, "primary: cannot be reached; try again later")
 
 
 @pytest.fixture(scope="module")
@@ -406,7 +406,7 @@ async def test_a_server_that_freezes_is_503(
         with stopped(int(backend)):
             response = await service.run("primary", "SELECT 1")
 
-        check_problem(response, 503, "the database cannot serve this request now")
+        check_problem(response, 503, "primary: cannot be reached; try again later")
 
 
 @pytest.mark.parametrize("kind", ["os", "timeout"])

@@ -60,22 +60,33 @@ def create_engine(
         return connection
 
     @event.listens_for(engine.sync_engine, "handle_error")
-    def handle_error(context: ExceptionContext) -> Exception | None:
-        error = context.original_exception
-        if isinstance(error, OSError | TimeoutError):  # SQLAlchemy wraps neither.
-            context.is_disconnect = True
-            return Unreachable(f"{name}: the connection was lost: {reason(error)}")
-        if isinstance(error, OverflowError | UnicodeError):  # SQLite's driver, of a value.
-            return DataError(context.statement, context.parameters, error, hide_parameters=True)
-        if sqlstate(error) in DISCONNECTED:
-            context.is_disconnect = True
-        if sqlstate(error) == READ_ONLY and isinstance(engine.pool, FairPool):
-            engine.pool.retire()  # The others answer a ping too, and refuse the next write.
-        return None
+    def note_error(context: ExceptionContext) -> Exception | None:
+        return handle_error(name, context)
 
     if is_sqlite:
         event.listen(engine.sync_engine, "begin", begin_sqlite)
     return engine
+
+
+def handle_error(name: str, context: ExceptionContext) -> Exception | None:
+    """Tell lost connections from failed statements, and return what to raise instead, if so."""
+    error = context.original_exception
+    if context.sqlalchemy_exception is not None:
+        vars(context.sqlalchemy_exception)["database"] = name  # For whoever answers the client.
+    if isinstance(error, OSError | TimeoutError):  # SQLAlchemy wraps neither.
+        context.is_disconnect = True
+        return Unreachable(f"{name}: the connection was lost: {reason(error)}")
+    if isinstance(error, OverflowError | UnicodeError):  # SQLite's driver, of a value.
+        return DataError(context.statement, context.parameters, error, hide_parameters=True)
+    if sqlstate(error) in DISCONNECTED:
+        context.is_disconnect = True
+    if (
+        sqlstate(error) == READ_ONLY
+        and context.engine
+        and isinstance(context.engine.pool, FairPool)
+    ):
+        context.engine.pool.retire()  # The others answer a ping too, and refuse the next write.
+    return None
 
 
 def pool_arguments(name: str, prefix: str, settings: DatabaseSettings) -> dict[str, Any]:

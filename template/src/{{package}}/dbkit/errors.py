@@ -16,10 +16,15 @@ from sqlalchemy import exc
 
 
 class DatabaseError(Exception):
-    """Base of every error that this package raises."""
+    """Base of every error that this package raises; its message begins with the database."""
 
     retry_after: float = 1.0
     """Seconds after which trying again may help, where time may cure the state at all."""
+
+    @property
+    def database(self) -> str:
+        """The name of the database, from the message."""
+        return str(self).partition(":")[0]
 
 
 class NotConfigured(DatabaseError):

@@ -69,8 +69,9 @@ async def database_failed(_request: Request, error: Exception) -> JSONResponse:
         raise error
     if found.status == HTTPStatus.UNPROCESSABLE_ENTITY:
         return unprocessable([{"type": "database", "loc": ["body"], "msg": found.detail}])
-    if found.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.error("SQLSTATE %s: %s", code, error)
+    if found.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return problem(found.status, found.detail)
+    logger.error("SQLSTATE %s: %s", code, error)
     database = getattr(error, "database", "the database")  # Noted by `create_engine()`.
     return problem(found.status, f"{database}: {found.detail}")
 
