@@ -2,8 +2,10 @@
 
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from alembic.util import CommandError
+from sqlalchemy import URL
 
 from . import migrations
 from .database import Database, Databases
@@ -29,7 +31,7 @@ class Finding:
 async def check(databases: Iterable[Database]) -> AsyncGenerator[Finding]:
     """Check settings, connections and schemas; one connection to each database."""
     variables = environment()
-    addresses: dict[str, str] = {}
+    addresses: dict[object, Database] = {}
     for database in databases:
         try:
             settings = database.read_settings(variables)
@@ -37,18 +39,27 @@ async def check(databases: Iterable[Database]) -> AsyncGenerator[Finding]:
             for fault in error.faults:
                 yield Finding("database.E001", database.name, fault)
             continue
-        address = settings.url.set(query={}).render_as_string()
-        other = addresses.setdefault(address, database.name)
-        if other != database.name:
+        other = addresses.setdefault(address(settings.url), database)
+        if other is not database and other.base and database.base:
             yield Finding(
                 "database.E003",
                 database.name,
-                f"is the same database as {other}: their migrations would mix",
+                f"is the same database as {other.name}: their migrations would mix",
                 f"set {database.env_prefix}URL to a database of its own",
             )
             continue
         async for finding in check_schema(database):
             yield finding
+
+
+def address(url: URL) -> object:
+    """Say which database a URL leads to, whoever asks and however it is written."""
+    if url.get_backend_name() == "sqlite":
+        return Path(url.database or "").resolve()
+    host = url.query.get("host") or url.host or "localhost"
+    loopback = host in {"127.0.0.1", "::1"}
+    port = url.query.get("port") or url.port or 5432
+    return "localhost" if loopback else host, str(port), url.database
 
 
 async def check_schema(database: Database) -> AsyncGenerator[Finding]:
@@ -62,7 +73,7 @@ async def check_schema(database: Database) -> AsyncGenerator[Finding]:
             yield Finding(
                 "database.W001",
                 database.name,
-                f"{len(pending)} migrations are not applied, from {pending[0].revision} on",
+                f"migrations not applied: {len(pending)}, from {pending[0].revision} on",
                 f"run `manage.py migrate --database {database.name}`",
             )
         elif await migrations.changes(database):
@@ -73,7 +84,8 @@ async def check_schema(database: Database) -> AsyncGenerator[Finding]:
                 f"run `manage.py makemigrations --database {database.name} MESSAGE`",
             )
     except (DatabaseError, CommandError) as error:
-        yield Finding("database.E002", database.name, str(error))
+        text = str(error).removeprefix(f"{database.name}: ")
+        yield Finding("database.E002", database.name, text)
 
 
 def check_variables(databases: Databases) -> list[Finding]:

@@ -1,0 +1,172 @@
+"""System checks: stable ids, a text and a hint for each finding."""
+
+from pathlib import Path
+
+import pytest
+from dbkit import Database, Databases, migrations
+from dbkit.checks import Finding, check, check_variables
+from dbkit.urls import Dialect
+from sqlalchemy import URL
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+def declare(name: str, *, url: str, dialect: Dialect = "postgresql") -> Database:
+    class Base(DeclarativeBase):
+        pass
+
+    class Thing(Base):  # pyright: ignore[reportUnusedClass] -- its table is in the metadata
+        __tablename__ = "things"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    return Database(name, dialect, base=Base, url=url)
+
+
+@pytest.fixture
+def url(database_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Work in an empty folder, beside an empty database."""
+    monkeypatch.chdir(tmp_path)
+    return database_url.render_as_string(hide_password=False)
+
+
+async def findings(*databases: Database) -> list[Finding]:
+    return [finding async for finding in check(databases)]
+
+
+async def test_a_migrated_database_has_no_findings(url: str) -> None:
+    database = declare("orders", url=url)
+    await migrations.make(database, "create things")
+    await migrations.migrate(database)
+
+    assert await findings(database) == []
+
+
+async def test_every_fault_of_the_settings_is_an_error(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORDERS_DATABASE_POOL_SIZE", "many")
+    monkeypatch.setenv("ORDERS_DATABASE_POOLSIZE", "3")
+
+    found = await findings(declare("orders", url=url))
+
+    assert [(each.id, each.database, each.text.partition(":")[0]) for each in found] == [
+        ("database.E001", "orders", "ORDERS_DATABASE_POOLSIZE"),
+        ("database.E001", "orders", "ORDERS_DATABASE_POOL_SIZE"),
+    ]
+    assert all(each.is_error for each in found)
+
+
+async def test_a_server_that_is_down_is_an_error_and_the_next_database_is_checked(
+    url: str,
+) -> None:
+    down = declare("orders", url="postgresql://user:s3cret@127.0.0.1:1/name")
+    up = declare("analytics", url=url)
+
+    found = await findings(down, up)
+
+    assert [(each.id, each.database) for each in found] == [
+        ("database.E002", "orders"),
+        ("database.E002", "analytics"),
+    ]
+    assert found[0].text == (
+        "cannot connect to postgresql://user:***@127.0.0.1:1/name: nothing listens there;"
+        " check ORDERS_DATABASE_URL"
+    )
+    assert found[1].text == (
+        "no folder migrations/analytics;"
+        " run `manage.py makemigrations --database analytics MESSAGE`"
+    )
+
+
+async def test_one_database_for_two_histories_is_an_error_however_it_is_written(
+    url: str, database_url: URL
+) -> None:
+    again = database_url.set(host="localhost", username="other", query={"sslmode": "disable"})
+    other = declare("analytics", url=again.render_as_string(hide_password=False))
+
+    found = await findings(declare("orders", url=url), other)
+
+    assert found[-1] == Finding(
+        "database.E003",
+        "analytics",
+        "is the same database as orders: their migrations would mix",
+        "set ANALYTICS_DATABASE_URL to a database of its own",
+    )
+
+
+async def test_one_file_for_two_histories_is_an_error(url: str, tmp_path: Path) -> None:
+    found = await findings(
+        declare("orders", url="sqlite:///one.sqlite3", dialect="sqlite"),
+        declare("audit", url=f"sqlite:///{tmp_path}/one.sqlite3", dialect="sqlite"),
+    )
+
+    assert [(each.id, each.database) for each in found][-1] == ("database.E003", "audit")
+
+
+async def test_a_database_that_somebody_else_migrates_may_be_the_same(url: str) -> None:
+    reports = Database("reports", "postgresql", url=url)
+
+    assert "database.E003" not in {
+        each.id for each in await findings(declare("orders", url=url), reports)
+    }
+
+
+async def test_hosts_in_the_query_tell_databases_apart(url: str) -> None:
+    found = await findings(
+        declare("orders", url="postgresql://u@/n?host=/nowhere/one"),
+        declare("analytics", url="postgresql://u@/n?host=/nowhere/two"),
+    )
+
+    assert {each.id for each in found} == {"database.E002"}
+
+
+async def test_a_pending_migration_is_a_warning_with_its_command(url: str) -> None:
+    database = declare("orders", url=url)
+    path = await migrations.make(database, "create things")
+    assert path is not None
+    (migration,) = await migrations.history(database)
+
+    assert await findings(database) == [
+        Finding(
+            "database.W001",
+            "orders",
+            f"migrations not applied: 1, from {migration.revision} on",
+            "run `manage.py migrate --database orders`",
+        )
+    ]
+
+
+async def test_models_without_a_migration_are_a_warning_with_its_command(url: str) -> None:
+    database = declare("orders", url=url)
+    await migrations.make(database, "nothing yet", empty=True)
+    await migrations.migrate(database)
+
+    assert await findings(database) == [
+        Finding(
+            "database.W002",
+            "orders",
+            "the models ask for what no migration makes",
+            "run `manage.py makemigrations --database orders MESSAGE`",
+        )
+    ]
+
+
+def test_a_variable_with_a_misspelt_prefix_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ANALITICS_DATABASE_URL", "postgresql://user:s3cret@h/n")
+    monkeypatch.setenv("ANALYTICS_DATABASE_PORT", "tcp://10.0.0.1:5432")
+    databases = Databases(
+        Database("primary", "postgresql", env_prefix="DATABASE_"),
+        Database("analytics", "postgresql"),
+    )
+
+    assert check_variables(databases) == [
+        Finding(
+            "database.W003",
+            "analytics",
+            "ANALITICS_DATABASE_URL is read by nobody",
+            "did you mean ANALYTICS_DATABASE_URL?",
+        )
+    ]
