@@ -69,6 +69,8 @@ class Commands(typer.Typer):
             sys.exit(str(error))
         except DBAPIError as error:
             sys.exit(first_line(error))
+        except (PermissionError, FileExistsError) as error:
+            sys.exit(f"{error.filename}: {error.strerror}")
 
 
 def manage(databases: Databases, *, app: str, root: Path) -> typer.Typer:
@@ -148,7 +150,7 @@ def migrate(
         fail("a revision belongs to one database: name it with --database")
     if sql:
         for each in chosen:
-            typer.echo(migrations.sql(each, to), nl=False)
+            typer.echo(f"-- {each.name}\n\n{migrations.sql(each, to)}", nl=False)
         return
     with development_servers(chosen):
         for each in chosen:
@@ -170,7 +172,9 @@ def apply(database: Database, to: str = "head") -> None:
 
 def makemigrations(
     context: typer.Context,
-    message: Annotated[str, typer.Argument(help="What changes, as in `add price`.")],
+    message: Annotated[
+        str, typer.Argument(metavar="MESSAGE", help="What changes, as in `add price`.")
+    ],
     database: DatabaseOption = None,
     *,
     empty: Annotated[
@@ -225,7 +229,8 @@ def runserver(
     .postgres/ and stops with the service. In production, run uvicorn itself.
     """
     service: Service = context.obj
-    local = [each for each in service.migrated(None) if not has_url(each)]
+    migrated = service.migrated(None)
+    local = [each for each in migrated if not has_url(each)]
     must_be_free(host, port)
     # uvicorn raises SIGTERM once more when it has stopped: the databases stop after that.
     signal.signal(signal.SIGTERM, end)
@@ -233,8 +238,28 @@ def runserver(
         service.databases.read_settings()
         for each in local:
             apply(each)
+        for each in migrated:
+            if each not in local:
+                tell_pending(each)
         typer.echo(f"\n  {service.app} is at http://{host}:{port}/docs (stop it with Ctrl-C)\n")
-        uvicorn.run(service.app, host=host, port=port, reload=reload, reload_dirs=["src"])
+        folders = ["src"] if reload else None
+        uvicorn.run(service.app, host=host, port=port, reload=reload, reload_dirs=folders)
+
+
+def tell_pending(database: Database) -> None:
+    """Say that a database lacks migrations, which only its owner applies."""
+    try:
+        pending = any(not each.applied for each in asyncio.run(migrations.history(database)))
+    except (DatabaseError, DBAPIError):
+        return  # The service says it, and goes on trying.
+    except CommandError as error:
+        typer.echo(f"{database.name}: {error}")
+        return
+    if pending:
+        typer.echo(
+            f"{database.name}: has pending migrations;"
+            f" run `manage.py migrate --database {database.name}`"
+        )
 
 
 def end(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -243,8 +268,9 @@ def end(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 
 def has_url(database: Database) -> bool:
-    """Whether the environment says where a database is."""
-    return f"{database.env_prefix}URL" in environment()
+    """Whether a database has a URL of its own: not embedded, and no SQLite file as declared."""
+    declared = database.dialect == "postgresql" and "url" in database.declared
+    return declared or f"{database.env_prefix}URL" in environment()
 
 
 @contextmanager
@@ -257,9 +283,7 @@ def development_servers(databases: Iterable[Database]) -> Generator[None]:
     missing = [
         database
         for database in databases
-        if database.dialect == "postgresql"
-        and not has_url(database)
-        and "url" not in database.declared
+        if database.dialect == "postgresql" and not has_url(database)
     ]
     if not missing:
         yield
@@ -316,10 +340,12 @@ def shell_sqlite(url: URL) -> Shell:
 
 def must_be_free(host: str, port: int) -> None:
     """End with a message when something listens on the port already."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server((host, port)).close()
+        socket.create_server((host, port), family=family).close()
     except OSError as error:
-        fail(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port")
+        reason = str(error.strerror).partition(" (")[0]
+        fail(f"cannot listen on {host}:{port}: {reason}; choose another with --port or --host")
 
 
 def first_line(error: DBAPIError) -> str:

@@ -57,7 +57,7 @@ async def migrate(
         else:
             command.upgrade(config, target)
 
-    async with connect(database) as connection:
+    async with connect(database, alone=True) as connection:
         await connection.run_sync(run)
     return steps
 
@@ -127,8 +127,8 @@ def sql(database: Database, target: str = "head") -> str:
 
 
 @asynccontextmanager
-async def connect(database: Database) -> AsyncGenerator[AsyncConnection]:
-    """Connect as a migration needs it: no statement timeout, and alone."""
+async def connect(database: Database, *, alone: bool = False) -> AsyncGenerator[AsyncConnection]:
+    """Connect as a migration needs it: without a statement timeout, and `alone` if it writes."""
     settings = database.read_settings().model_copy(
         update={"statement_timeout": 0, "idle_in_transaction_timeout": 0}
     )
@@ -143,7 +143,7 @@ async def connect(database: Database) -> AsyncGenerator[AsyncConnection]:
             cursor.close()
 
     async with engine.connect() as connection:
-        if database.dialect == "postgresql":
+        if alone and database.dialect == "postgresql":
             # Of several that migrate at once, one does and the others wait, however long.
             await connection.execute(text("SET lock_timeout = 0"))
             await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
