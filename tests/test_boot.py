@@ -65,10 +65,11 @@ def test_says_how_every_database_is(variant: Variant, service: RunningService) -
 
 
 def test_describes_its_routes(variant: Variant, service: RunningService) -> None:
-    paths = set(service.client.get("/openapi.json").json()["paths"])
+    document = service.client.get("/openapi.json").json()
 
+    assert document["info"]["title"] == variant.answers.get("project_name", "My Service")
     others = names_of_databases(variant)[1:]
-    assert paths == (
+    assert set(document["paths"]) == (
         {"/livez", "/readyz", "/startupz", "/items", "/items/{item_id}"}
         | {f"/{name}/notes" for name in others}
         | {f"/{name}/notes/{{note_id}}" for name in others}
