@@ -1,7 +1,7 @@
 """Requests whose client has left, on a real server with real sockets."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -51,15 +52,6 @@ class Service:
         """Count the rows that requests have left."""
         async with self.database.session() as session:
             return int(await session.scalar(text("select count(*) from visits")) or 0)
-
-
-async def until(condition: Callable[[], Awaitable[bool] | bool]) -> None:
-    """Wait for something that must come to pass, half a minute at the most."""
-    async with asyncio.timeout(30):
-        while not (  # noqa: ASYNC110 -- what is waited for sets no event
-            outcome if isinstance(outcome := condition(), bool) else await outcome
-        ):
-            await asyncio.sleep(0.01)
 
 
 async def answer(reader: asyncio.StreamReader) -> bytes:

@@ -45,17 +45,26 @@ def problem(status: int, detail: str, *, retry_after: float = 1) -> ProblemRespo
     return ProblemResponse(body.model_dump(), status, headers)
 
 
-# For `responses=` of a router whose routes use a database: what they may answer, in OpenAPI.
-DATABASE_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {
+def declare(description: str, **headers: str) -> dict[str, Any]:
+    """Describe a `Problem` response, and its headers, for OpenAPI."""
+    return {
         "description": description,
         "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+        "headers": {
+            name.replace("_", "-"): {"description": text, "schema": {"type": "integer"}}
+            for name, text in headers.items()
+        },
     }
-    for status, description in {
-        409: "Conflicts with what is stored",
-        503: "A database is overloaded or away; try again after `Retry-After` seconds",
-        504: "A database took too long",
-    }.items()
+
+
+# For `responses=` of a router whose routes use a database: what they may answer.
+DATABASE_RESPONSES: dict[int | str, dict[str, Any]] = {
+    409: declare("Conflicts with what is stored"),
+    503: declare(
+        "A database is overloaded or away",
+        Retry_After="Seconds after which trying again may help",
+    ),
+    504: declare("A database took too long"),
 }
 
 
