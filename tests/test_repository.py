@@ -1,0 +1,51 @@
+"""What this repository says about itself is so."""
+
+import re
+from pathlib import Path
+
+import yaml
+from rendering import ROOT
+
+TESTS = "python3 -m venv .tools && .tools/bin/pip install --quiet uv && .tools/bin/uv run pytest"
+WORKFLOWS = [
+    ROOT / ".github" / "workflows" / "ci.yml",
+    ROOT / "template" / '{% if ci == "github" %}.github{% endif %}' / "workflows" / "ci.yml",
+]
+
+
+def commands(path: Path, fence: str = "console") -> list[str]:
+    """Read the commands of a document, each of which is one line that can be pasted."""
+    blocks = re.findall(rf"^```{fence}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def test_ci_runs_the_command_of_the_readme() -> None:
+    assert commands(ROOT / "README.md")[-1] == TESTS
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == TESTS
+
+
+def test_workflow_runs_what_ci_runs() -> None:
+    jobs = yaml.safe_load(WORKFLOWS[0].read_text())["jobs"]
+
+    assert [step["run"] for step in jobs["run"]["steps"] if "run" in step] == [".ci/run"]
+    install, _, pytest = TESTS.rpartition(" && ")
+    for name in ("variants", "boot"):
+        assert jobs[name]["steps"][2]["run"] == install
+    assert jobs["boot"]["steps"][3]["run"].startswith(pytest.replace("run", "run --python python3"))
+
+
+def test_workflows_pin_actions_and_may_only_read() -> None:
+    for path in WORKFLOWS:
+        text = path.read_text()
+        uses = re.findall(r"uses: (.*)", text)
+        assert uses
+        for action in uses:
+            assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)
+        assert yaml.safe_load(text)["permissions"] == {"contents": "read"}
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    for document in documents:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"
