@@ -128,7 +128,7 @@ def running(
     """Run a service until exit, entered once it is ready."""
     service = RunningService(folder, command, **variables)
     try:
-        wait_until(lambda: service.status("/readyz") == httpx.codes.OK, "ready")
+        wait_until(lambda: service.status("/readyz") == 200, "ready")
         yield service
     finally:
         service.close()
@@ -153,11 +153,11 @@ def free_port() -> int:
 def write_and_read(client: httpx.Client, databases: list[str]) -> None:
     """Write a row into each database and read it back; the first has items, the others notes."""
     item = client.post("/items", json={"name": f"lamp {time.time_ns()}", "quantity": 3})
-    assert item.status_code == httpx.codes.CREATED, item.text
+    assert item.status_code == 201, item.text
     assert client.get(f"/items/{item.json()['id']}").json() == item.json()
     for name in databases[1:]:
         body = {"item_id": item.json()["id"], "text": f"bright, says {name}"}
         note = client.post(f"/{name}/notes", json=body)
-        assert note.status_code == httpx.codes.CREATED, note.text
+        assert note.status_code == 201, note.text
         read = client.get(f"/{name}/notes/{note.json()['id']}")
         assert read.json() == {"id": note.json()["id"], **body}
