@@ -97,6 +97,11 @@ class Database:
         return self._open.probe
 
     @property
+    def is_open(self) -> bool:
+        """Whether there is an engine: from the start of the service to its end."""
+        return self._opened is not None
+
+    @property
     def _open(self) -> Opened:
         if self._opened is None:
             raise NotOpen(self.name)
@@ -247,6 +252,8 @@ class Databases(Mapping[str, Database]):
         """Open every database; on exit, close them. To be entered in the lifespan."""
         settings = self.read_settings()
         delay = read_shutdown_delay(environment())
+        if opened := [each.name for each in self.values() if each.is_open]:
+            raise RuntimeError(f"{opened[0]}: open already; a service opens its databases once")
         for name, nearest in self.misspelt_variables().items():
             logger.warning("%s is read by nobody; did you mean %s?", name, nearest)
         self.stopping = False
