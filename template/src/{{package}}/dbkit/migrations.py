@@ -1,7 +1,10 @@
 """Alembic, configured in code: one history per database, in `migrations/<name>/`."""
 
 import io
+import subprocess
+import sys
 import warnings
+from argparse import Namespace
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -75,7 +78,10 @@ async def history(database: Database) -> list[Migration]:
 
 
 async def make(database: Database, message: str, *, empty: bool = False) -> Path | None:
-    """Write the migration that the models ask for; None when they ask for nothing."""
+    """Write the migration that the models ask for, as ruff formats it where there is ruff.
+
+    None when they ask for nothing. Raises `CommandError` when a migration is not applied yet.
+    """
     (DIRECTORY / database.name).mkdir(parents=True, exist_ok=True)
 
     def leave_out_empty(_context: object, _revision: object, directives: list[Any]) -> None:
@@ -83,17 +89,31 @@ async def make(database: Database, message: str, *, empty: bool = False) -> Path
             directives.clear()
 
     def run(connection: Connection) -> Path | None:
+        config = configure(database, connection=connection)
+        if not empty and set(heads(connection)) != set(
+            ScriptDirectory.from_config(config).get_heads()
+        ):
+            raise CommandError(
+                f"{database.name}: migrations are not applied;"
+                f" first run `manage.py migrate --database {database.name}`"
+            )
         written = command.revision(
-            configure(database, connection=connection),
+            config,
             message,
             autogenerate=not empty,
             process_revision_directives=leave_out_empty,
         )
         scripts = written if isinstance(written, list) else [written]
-        return next((Path(each.path) for each in scripts if each), None)
+        return next((Path(each.path).relative_to(Path.cwd()) for each in scripts if each), None)
 
     async with connect(database) as connection:
-        return await connection.run_sync(run)
+        path = await connection.run_sync(run)
+    if path and find_spec("ruff"):
+        for options in ("check --fix", "format"):
+            ruff = [sys.executable, "-m", "ruff", *options.split(), "--quiet", str(path)]
+            # What it cannot mend is for its next run to say.
+            subprocess.run(ruff, check=False, capture_output=True)  # noqa: ASYNC221, S603 -- ours
+    return path
 
 
 async def changes(database: Database) -> list[Any]:
@@ -167,19 +187,12 @@ def configure(
             f"{database.name}: no folder {folder};"
             f" run `manage.py makemigrations --database {database.name} MESSAGE`"
         )
-    config = Config(output_buffer=output) if output else Config()
+    config = Config(cmd_opts=Namespace(quiet=True))  # The commands say what was done.
+    config.output_buffer = output or config.output_buffer
     config.set_main_option("script_location", str(ENVIRONMENT))
     config.set_main_option("path_separator", "newline")
     config.set_main_option("version_locations", str(folder))
     config.set_main_option("file_template", "%%(year)d%%(month).2d%%(day).2d_%%(rev)s_%%(slug)s")
-    if find_spec("ruff"):
-        config.set_section_option("post_write_hooks", "hooks", "lint, format")
-        for hook, options in (("lint", "check --fix --quiet"), ("format", "format --quiet")):
-            config.set_section_option("post_write_hooks", f"{hook}.type", "module")
-            config.set_section_option("post_write_hooks", f"{hook}.module", "ruff")
-            config.set_section_option(
-                "post_write_hooks", f"{hook}.options", f"{options} REVISION_SCRIPT_FILENAME"
-            )
     config.attributes.update(database=database, connection=connection, on_step=on_step)
     with warnings.catch_warnings(action="ignore"):  # The error says the same.
         try:

@@ -1,4 +1,4 @@
-"""${message}."""
+"""${message.replace(chr(92), "/").replace(chr(34), "'")}."""
 
 import sqlalchemy as sa
 from alembic import op
