@@ -13,6 +13,9 @@ from running import copy_of, is_alive, run, running, wait_until, write_and_read
 UV = Path(sys.executable).with_name("uv")
 # No uv of another project, and none of this repository's packages on the path.
 OWN = {"PYTHONPATH": "", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
+# Downloads take what they take.
+pytestmark = [pytest.mark.install, pytest.mark.timeout(900)]
+
 # Our CI has these, so that there they are never skipped.
 IN_CI = {"3.11", "3.13"}
 
@@ -35,7 +38,6 @@ def find_python(version: str) -> str:
     pytest.skip(f"there is no Python {version} on this machine")
 
 
-@pytest.mark.install
 @pytest.mark.parametrize(
     ("version", "engine"), [("3.11", "postgresql"), ("3.12", "sqlite"), ("3.13", "postgresql")]
 )
@@ -67,7 +69,6 @@ def test_owner_installs_tests_and_runs_it(
         wait_until(lambda: not is_alive(postgres), "the embedded PostgreSQL has stopped")
 
 
-@pytest.mark.install
 def test_production_needs_neither_the_tools_nor_an_embedded_server(
     render: Renderer, tmp_path: Path
 ) -> None:

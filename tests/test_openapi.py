@@ -19,6 +19,7 @@ EXCLUDED = [
 
 
 @pytest.mark.fuzz
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["default", "four-databases"])
 def test_answers_what_it_documents(render: Renderer, tmp_path: Path, name: str) -> None:
     answers: dict[str, Any] = next(each.answers for each in VARIANTS if each.name == name)

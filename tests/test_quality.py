@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import yaml
 from dbkit.settings import DatabaseSettings
-from rendering import ROOT, Renderer, Service
+from rendering import Renderer, Service
 from running import run
 from variants import PYTHON_VERSIONS, VARIANTS, Variant
 
-KIT = ROOT / "template" / "src" / "{{package}}" / "dbkit"
 BIN = Path(sys.executable).parent
 ONLY_POSTGRESQL = {"statement_timeout", "idle_in_transaction_timeout", "client_check_interval"}
 
@@ -53,8 +52,10 @@ def kit_files(kit: Path) -> dict[str, bytes]:
     }
 
 
-def test_kit_is_the_same_in_every_service(service: Service) -> None:
-    assert kit_files(next(service.path.glob("src/*/dbkit"))) == kit_files(KIT)
+def test_kit_is_the_same_in_every_service(service: Service, template: Path) -> None:
+    kit = template / "template" / "src" / "{{package}}" / "dbkit"
+
+    assert kit_files(next(service.path.glob("src/*/dbkit"))) == kit_files(kit)
 
 
 @pytest.mark.parametrize("command", [("format", "--check", "--diff"), ("check",)])
@@ -64,6 +65,7 @@ def test_ruff_finds_nothing(service: Service, command: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("python_version", PYTHON_VERSIONS)
 def test_pyright_finds_nothing(render: Renderer, tmp_path: Path, python_version: str) -> None:
     """Check all variants of one Python at once: most of the time goes into what they import.
@@ -101,7 +103,8 @@ def test_no_template_is_left_over(service: Service) -> None:
     # GitHub has its own, and somebody may want to say something in curly brackets.
     ours = re.compile(r"(?<!\$)\{\{(?! curly \}\})|\{%|\{#|%\}")
     for name, text in texts(service).items():
-        assert ours.findall(text) == [], name
+        # The kit is not rendered, and may format a string.
+        assert "/dbkit/" in name or ours.findall(text) == [], name
 
 
 def test_blank_lines_are_where_they_belong(service: Service) -> None:
