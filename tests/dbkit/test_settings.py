@@ -321,6 +321,7 @@ def test_what_platforms_set_is_left_alone(prefix: str, name: str) -> None:
         "ANALYTICS_TEST_DATABASE_URL",
         "OLD_DATABASE_URL",
         "BILLING_DATABASE_URL",
+        "STATISTICS_DATABASE_URL",
         "DATABASE_URL",
         "ANALYTICS_DATABASE_URL",
     ],
@@ -363,8 +364,8 @@ async def test_a_wrong_shutdown_delay_stops_the_start(
 
     assert caught.value.faults == (
         (
-            f"SHUTDOWN_DELAY: '{text}' is not a number from 0 to 3600. Seconds between SIGTERM, from"
-            " which on /readyz answers 503, and the end of service. Default: 0."
+            f"SHUTDOWN_DELAY: '{text}' is not a number from 0 to 3600. Seconds between SIGTERM,"
+            " from which on /readyz answers 503, and the end of service. Default: 0."
         ),
     )
 
