@@ -282,11 +282,14 @@ async def test_from_sigterm_on_it_is_not_ready_but_serves(tmp_path: Path) -> Non
             assert await service.process.wait() in {0, -signal.SIGTERM}
 
 
-async def test_a_second_sigterm_does_not_wait(tmp_path: Path) -> None:
+async def test_it_serves_newcomers_until_a_second_sigterm(tmp_path: Path) -> None:
     async with served(tmp_path, delay="3600") as service:
         await service.until("/readyz", 200)
         service.process.send_signal(signal.SIGTERM)
         await service.until("/readyz", 503)
+        for _ in range(50):  # New connections: the port stays open.
+            async with AsyncClient(base_url=service.client.base_url) as newcomer:
+                assert (await newcomer.get("/hello")).status_code == 200
         service.process.send_signal(signal.SIGTERM)
 
         async with asyncio.timeout(30):

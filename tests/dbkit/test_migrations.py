@@ -444,6 +444,23 @@ async def test_a_migration_may_take_longer_than_a_statement_of_the_service(
 
 
 @postgresql
+async def test_a_migrator_waits_however_long_and_a_reader_does_not(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORDERS_DATABASE_LOCK_TIMEOUT", "0.01")
+    write_three()
+    waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    async with migrations.connect(database, alone=True) as other, asyncio.timeout(30):
+        await other.execution_options(isolation_level="AUTOCOMMIT")
+        migrator = asyncio.create_task(migrations.migrate(database))
+        while not await other.scalar(waiting):  # noqa: ASYNC110 -- the server has no event
+            await asyncio.sleep(0.01)
+        assert not any(each.applied for each in await migrations.history(database))
+
+    assert len(await migrator) == 3
+
+
+@postgresql
 async def test_a_migrator_leaves_no_connection(database: Database) -> None:
     write_three()
     write("0004", 'op.execute("SELEKT 1")', after="0003")

@@ -380,6 +380,7 @@ ODD = st.text(
     st.sampled_from(string.ascii_letters + string.digits + "@:/?#[]%&=+ '\"\\\t\néü\x00\ud800"),
     max_size=12,
 )
+SCHEMES = ["postgresql", "postgres", "postgresql+psycopg2", "mysql", "sqlite"]
 # Long enough not to occur in a message by chance.
 PASSWORD = ODD.map(lambda odd: f"s3{odd}cret")
 
@@ -388,7 +389,7 @@ PASSWORD = ODD.map(lambda odd: f"s3{odd}cret")
     before=ODD,
     password=PASSWORD,
     after=ODD,
-    scheme=st.sampled_from(["postgresql", "postgres", "postgresql+psycopg2", "mysql", "sqlite"]),
+    scheme=st.sampled_from(SCHEMES),
     field=st.sampled_from([field.upper() for field in DatabaseSettings.model_fields]),
 )
 def test_no_url_is_a_traceback_and_no_password_is_shown(
