@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Self, TypeVar, Unpack
 
 from sqlalchemy.exc import DBAPIError
@@ -125,19 +125,24 @@ class Database:
         finally:
             await self.stop()
 
+    def make(
+        self, settings: DatabaseSettings, *, poolclass: type[FairPool] = FairPool
+    ) -> Opened:
+        """Make the engine, its sessions and the probe; none of them connects yet."""
+        engine = create_engine(self.name, self.env_prefix, settings, poolclass=poolclass)
+        apart = create_engine(self.name, self.env_prefix, settings, pooled=False)
+        # A session that outlives its dependency raises instead of taking a connection for good.
+        sessions = async_sessionmaker(engine, expire_on_commit=False, close_resets_only=False)
+        return Opened(settings, engine, sessions, Probe(self.name, apart))
+
     async def start(self, settings: DatabaseSettings) -> None:
         """Make the engine, and open `min_ready` connections.
 
         A server that is down is an `Unreachable` with `required_at_start`, else a log entry.
         """
-        engine = create_engine(self.name, self.env_prefix, settings)
-        apart = create_engine(self.name, self.env_prefix, settings, pooled=False)
-        # A session that outlives its dependency raises instead of taking a connection for good.
-        sessions = async_sessionmaker(engine, expire_on_commit=False, close_resets_only=False)
-        probe = Probe(self.name, apart)
-        self._opened = Opened(settings, engine, sessions, probe)
+        self._opened = self.make(settings)
         try:
-            await probe.start()
+            await self.probe.start()
             await self.pool.warm(settings.min_ready, settings.connect_timeout)
         except Unreachable as error:
             if settings.required_at_start:
@@ -188,24 +193,14 @@ class Database:
             await asyncio.sleep(random.uniform(0, RETRY_DELAY * 2**attempt))  # noqa: S311 -- no secret
         raise ValueError(f"attempts is {attempts}; it must be 1 or more")
 
-    @asynccontextmanager
-    async def sandbox(self) -> AsyncGenerator[None]:
-        """Keep every session in one transaction, rolled back on exit. For tests."""
-        opened = self._open
-        async with opened.engine.connect() as connection:
-            transaction = await connection.begin()
-            sessions = async_sessionmaker(
-                connection,
-                expire_on_commit=False,
-                close_resets_only=False,
-                join_transaction_mode="create_savepoint",
-            )
-            self._opened = replace(opened, sessions=sessions)
-            try:
-                yield
-            finally:
-                self._opened = opened
-                await transaction.rollback()
+    @contextmanager
+    def replaced(self, opened: Opened) -> Generator[None]:
+        """Work on another engine until exit. For tests."""
+        before, self._opened = self._opened, opened
+        try:
+            yield
+        finally:
+            self._opened = before
 
 
 class Databases(Mapping[str, Database]):

@@ -41,7 +41,12 @@ HINTS = {
 
 
 def create_engine(
-    name: str, prefix: str, settings: DatabaseSettings, *, pooled: bool = True
+    name: str,
+    prefix: str,
+    settings: DatabaseSettings,
+    *,
+    pooled: bool = True,
+    poolclass: type[FairPool] = FairPool,
 ) -> AsyncEngine:
     """Create the engine of database `name`; it connects on first use.
 
@@ -49,7 +54,9 @@ def create_engine(
     connection is opened when it is asked for, and closed when it is given back.
     """
     is_sqlite = settings.url.get_backend_name() == "sqlite"
-    pool = pool_arguments(name, prefix, settings) if pooled else {"poolclass": NullPool}
+    pool: dict[str, Any] = {"poolclass": NullPool}
+    if pooled:
+        pool = pool_arguments(name, prefix, settings) | {"poolclass": poolclass}
     engine = create_async_engine(
         settings.url,
         connect_args=connect_args(name, settings),
@@ -104,7 +111,6 @@ def handle_error(name: str, context: ExceptionContext) -> Exception | None:
 def pool_arguments(name: str, prefix: str, settings: DatabaseSettings) -> dict[str, Any]:
     """Translate the settings of the pool to `create_engine()`'s arguments."""
     return {
-        "poolclass": FairPool,
         "pool_logging_name": name,
         "pool_size": settings.pool_size,
         "max_overflow": settings.max_overflow,

@@ -1,0 +1,286 @@
+"""Fixtures: the real application on real databases, each test on its own.
+
+`tests/conftest.py` names this module in `pytest_plugins` and gives the `app` fixture. By
+default a test runs in a sandbox: every transaction is a savepoint in one that is rolled back.
+`@pytest.mark.committed` gives it databases of its own instead, with real commits and the whole
+pool; `@pytest.mark.committed("analytics")` only that one.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    ExitStack,
+    contextmanager,
+)
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+from anyio.from_thread import BlockingPortal
+from fastapi import FastAPI
+from httpx import ASGITransport, AsyncClient
+from sqlalchemy import event
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import DeclarativeBase
+
+from ..database import Databases
+from . import faults
+from .homes import Home, find_homes, remove_unused, run_parent
+from .isolation import Isolation
+from .watch import Record
+
+if TYPE_CHECKING:
+    from fastapi.testclient import TestClient
+
+MARKER = (
+    "committed(*databases): real commits, in copies of these databases (of all) for this test alone"
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker."""
+    config.addinivalue_line("markers", MARKER)
+
+
+def pytest_unconfigure() -> None:
+    """Remove what workers that were killed have left."""
+    remove_unused(run_parent())
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Run every test and fixture in one event loop: pools belong to the loop they are used in."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def database_homes(app: FastAPI) -> Generator[dict[str, Home]]:
+    """Make a migrated database for each of the service's, and name them in the environment.
+
+    `TEST_DATABASE_URL`, or `ANALYTICS_TEST_DATABASE_URL` for `analytics`, says beside which
+    database; otherwise they are on an embedded PostgreSQL, or files.
+    """
+    databases: Databases = app.state.databases
+
+    async def each(act: Callable[[Home], Coroutine[Any, Any, None]]) -> None:
+        for home in homes.values():  # One after the other: Alembic's state is global.
+            await act(home)
+
+    with find_homes(databases) as homes, pytest.MonkeyPatch.context() as patch:
+        asyncio.run(each(Home.prepare))
+        for home in homes.values():
+            url = home.own.render_as_string(hide_password=False)
+            patch.setenv(f"{home.database.env_prefix}URL", url)
+        yield homes
+        asyncio.run(each(Home.clear))
+
+
+@pytest.fixture(scope="session")
+async def running_app(app: FastAPI, database_homes: dict[str, Home]) -> AsyncGenerator[FastAPI]:
+    """Run the application's lifespan, once for all tests of a worker."""
+    databases: Databases = app.state.databases
+    async with app.router.lifespan_context(app):
+        engines = [database.engine.sync_engine for database in databases.values()]
+        for engine in engines:
+            event.listen(engine, "checkout", outside_a_test)
+        yield app
+        for engine in engines:
+            event.remove(engine, "checkout", outside_a_test)
+
+
+@pytest.fixture(scope="session")
+async def isolations(
+    running_app: FastAPI, database_homes: dict[str, Home]
+) -> AsyncGenerator[dict[str, Isolation]]:
+    """Return what isolates tests, by database."""
+    databases: Databases = running_app.state.databases
+    isolations = {
+        name: Isolation(database, database_homes[name]) for name, database in databases.items()
+    }
+    yield isolations
+    for isolation in isolations.values():
+        await isolation.close()
+
+
+@pytest.fixture
+async def databases(
+    request: pytest.FixtureRequest, running_app: FastAPI, isolations: dict[str, Isolation]
+) -> AsyncGenerator[Databases]:
+    """Give the databases to this test alone; fail it if it leaves anything behind."""
+    marker = request.node.get_closest_marker("committed")
+    committed = set(marker.args or isolations) if marker else set[str]()
+    if unknown := sorted(committed - set(isolations)):
+        pytest.fail(f"no database {unknown[0]}; there is {', '.join(isolations)}", pytrace=False)
+    overrides = dict(running_app.dependency_overrides)
+    found: list[list[str]] = []
+    try:
+        async with AsyncExitStack() as stack:
+            for name, each in isolations.items():
+                entered = each.copy() if name in committed else each.sandbox()
+                found.append(await stack.enter_async_context(entered))
+            yield running_app.state.databases
+    finally:
+        running_app.dependency_overrides = overrides
+    if said := [fault for faults_ in found for fault in faults_]:
+        pytest.fail("\n".join(said), pytrace=False)
+
+
+@pytest.fixture
+async def client(running_app: FastAPI, databases: Databases) -> AsyncGenerator[AsyncClient]:
+    """Call the application over HTTP, without a network."""
+    transport = ASGITransport(running_app)
+    async with AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+async def event_loop_of_fixtures() -> asyncio.AbstractEventLoop:
+    """Return the one event loop of fixtures and tests."""
+    return asyncio.get_running_loop()
+
+
+@pytest.fixture
+def sync_client(
+    running_app: FastAPI,
+    databases: Databases,
+    event_loop_of_fixtures: asyncio.AbstractEventLoop,
+) -> Generator["TestClient"]:
+    """Call the application by FastAPI's `TestClient`, for tests that are not `async def`.
+
+    A `TestClient` of its own would run the application in another event loop than the pools';
+    this one has the fixtures' loop run in a thread for as long as the test lasts.
+    """
+    from fastapi.testclient import TestClient  # noqa: PLC0415 -- not everybody has all it needs
+
+    loop = event_loop_of_fixtures
+    if loop.is_running():
+        pytest.fail("sync_client is for tests that are `def`; use client", pytrace=False)
+    thread = Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    async def open_portal() -> BlockingPortal:
+        return await BlockingPortal().__aenter__()
+
+    portal = asyncio.run_coroutine_threadsafe(open_portal(), loop).result()
+    client = TestClient(running_app)
+    client.portal = portal
+    try:
+        yield client
+    finally:
+        portal.call(portal.stop)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+class AddRows(Protocol):
+    """Adds rows and commits; each finds its database by its base."""
+
+    async def __call__(self, *rows: DeclarativeBase) -> None: ...  # noqa: D102
+
+
+@pytest.fixture
+def add_rows(databases: Databases) -> AddRows:
+    """Add rows to the databases that they belong to, and commit.
+
+    As in `await add_rows(Item(name="lamp", quantity=3))`.
+    """
+
+    async def add(*rows: DeclarativeBase) -> None:
+        for database in databases.values():
+            if theirs := [row for row in rows if database.base and isinstance(row, database.base)]:
+                async with database.session() as session:
+                    session.add_all(theirs)
+
+    return add
+
+
+class Counting(Protocol):
+    """Counts until exit, in one database or in all; fails unless there were `count`."""
+
+    def __call__(self, count: int, database: str | None = None) -> AbstractContextManager[None]: ...  # noqa: D102
+
+
+@pytest.fixture
+def assert_statements(isolations: dict[str, Isolation]) -> Counting:
+    """Count statements, and show them when there were more or fewer.
+
+    As in `with assert_statements(2): ...`, or `assert_statements(2, "primary")`.
+    """
+    return counter(isolations, "statements", lambda record: record.statements)
+
+
+@pytest.fixture
+def assert_checkouts(isolations: dict[str, Isolation]) -> Counting:
+    """Count connections taken, as `assert_statements` does; shows the lines that took them."""
+    return counter(isolations, "checkouts", lambda record: record.checkouts)
+
+
+def counter(
+    isolations: dict[str, Isolation], what: str, of: Callable[[Record], list[str]]
+) -> Counting:
+    """Make the function that counts `what`."""
+
+    @contextmanager
+    def count(count: int, database: str | None = None) -> Generator[None]:
+        with ExitStack() as stack:
+            records = {
+                name: stack.enter_context(isolations[name].watch.record())
+                for name in ([database] if database else isolations)
+            }
+            yield
+        found = [f"\n  {name}: {each}" for name, record in records.items() for each in of(record)]
+        if len(found) != count:
+            pytest.fail(f"{len(found)} {what}, not {count}:{''.join(found)}", pytrace=False)
+
+    return count
+
+
+class Exhausting(Protocol):
+    """Has the pool of a database exhausted until exit; callers wait `pool_timeout` seconds."""
+
+    def __call__(  # noqa: D102
+        self, database: str, pool_timeout: float = 0.1
+    ) -> AbstractAsyncContextManager[None]: ...
+
+
+@pytest.fixture
+def pool_exhausted(databases: Databases, isolations: dict[str, Isolation]) -> Exhausting:
+    """Hold all connections of a pool.
+
+    As in `async with pool_exhausted("primary"): ...`.
+    """
+
+    def exhaust(database: str, pool_timeout: float = 0.1) -> AbstractAsyncContextManager[None]:
+        watch = isolations[database].watch
+        return faults.exhausted(databases[database], watch, pool_timeout)
+
+    return exhaust
+
+
+@pytest.fixture
+def database_down(databases: Databases) -> Callable[[str], AbstractAsyncContextManager[None]]:
+    """Have a database refuse connections.
+
+    As in `async with database_down("primary"): ...`.
+    """
+    return lambda database: faults.down(databases[database])
+
+
+@pytest.fixture
+def slow_database(databases: Databases) -> Callable[[str, float], AbstractContextManager[None]]:
+    """Have each statement take some seconds longer.
+
+    As in `with slow_database("primary", 0.5): ...`.
+    """
+    return lambda database, seconds: faults.slow(databases[database], seconds)
+
+
+def outside_a_test(*_: object) -> None:
+    """Refuse a connection that no test would return."""
+    raise InvalidRequestError(
+        "a database was used outside a test, or by a test without isolation: have it ask for the"
+        " fixture `databases` or `client`"
+    )

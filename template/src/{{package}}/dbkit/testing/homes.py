@@ -1,0 +1,307 @@
+"""Where the databases of a test run are: never where the service's own are.
+
+A run has one folder, shared by its workers, in memory where there is room. In it are one
+PostgreSQL, which the first worker starts and the others attach to, and the files of SQLite.
+Each database is migrated once, into a template; workers, and tests that commit, get copies.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import URL, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from .. import migrations
+from ..checks import address
+from ..database import Database, Databases
+from ..embedded import TEST_SETTINGS, EmbeddedPostgres
+from ..engine import SERVICE, create_engine
+from ..errors import NotConfigured
+from ..settings import DatabaseSettings, environment
+from ..urls import parse_url
+
+if sys.platform != "win32":
+    import fcntl
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- Linux's tmpfs; our folder in it is 0700
+ROOM = 1 << 30
+"""Bytes that must be free there. CREATE DATABASE takes 8 ms in memory, 300 ms on a disk."""
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
+RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid4().hex
+LOCK = 0x74657374  # "test": one worker makes a template, the others wait.
+
+
+class Home(ABC):
+    """Where one database of the service is during the tests."""
+
+    def __init__(self, database: Database, base: URL) -> None:
+        self.database = database
+        self.base = base
+        self.template = self.at("template")
+        self.worker = WORKER
+        self.own = self.at(WORKER)
+
+    def at(self, suffix: str) -> URL:
+        """Return the URL of one of our databases."""
+        return self.base.set(database=f"{self.base.database}_{self.database.name}_{suffix}")
+
+    async def prepare(self) -> None:
+        """Make the template, unless another worker has, and this worker's copy."""
+        await self.make_template()
+        await self.copy(self.own)
+
+    async def migrate(self) -> None:
+        """Migrate the template."""
+        if self.database.base:
+            with pytest.MonkeyPatch.context() as patch:
+                url = self.template.render_as_string(hide_password=False)
+                patch.setenv(f"{self.database.env_prefix}URL", url)
+                await migrations.migrate(self.database)
+
+    @abstractmethod
+    async def make_template(self) -> None:
+        """Make the template, migrated."""
+
+    @abstractmethod
+    async def copy(self, url: URL) -> None:
+        """Make a copy of the template at `url`, in place of what is there."""
+
+    @abstractmethod
+    async def drop(self, url: URL) -> bool:
+        """Drop a copy; False if somebody was still connected to it."""
+
+    @abstractmethod
+    async def clear(self) -> None:
+        """Drop what would stay behind."""
+
+
+class PostgresHome(Home):
+    """Databases on a server, beside the one that is named."""
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncGenerator[AsyncConnection]:
+        """Connect to the database that is named, to make others."""
+        settings = DatabaseSettings(url=self.base, statement_timeout=0, lock_timeout=0)
+        prefix = self.database.env_prefix
+        engine = create_engine(self.database.name, prefix, settings, pooled=False)
+        options = engine.execution_options(isolation_level="AUTOCOMMIT")
+        async with options.connect() as connection:
+            yield connection
+
+    async def make_template(self) -> None:
+        """Make the template, unless another worker of this run has."""
+        name = quoted(self.template)
+        async with self.connect() as connection:
+            await connection.execute(text(f"SELECT pg_advisory_lock({LOCK})"))
+            made_by = "SELECT shobj_description(oid, 'pg_database') FROM pg_database"
+            found = await connection.execute(
+                text(f"{made_by} WHERE datname = :name"), {"name": self.template.database}
+            )
+            if found.scalar() != RUN:
+                await connection.execute(text(f"DROP DATABASE IF EXISTS {name}"))
+                await connection.execute(text(f"CREATE DATABASE {name}"))
+                await self.migrate()
+                await connection.execute(text(f"COMMENT ON DATABASE {name} IS '{RUN}'"))
+
+    async def copy(self, url: URL) -> None:
+        """Make a copy of the template at `url`, in place of what is there."""
+        name, template = quoted(url), quoted(self.template)
+        async with self.connect() as connection:
+            await connection.execute(text(f"DROP DATABASE IF EXISTS {name}"))
+            await connection.execute(
+                text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+            )
+
+    async def drop(self, url: URL) -> bool:
+        """Drop a copy; False if somebody was still connected to it."""
+        async with self.connect() as connection:
+            try:
+                await connection.execute(text(f"DROP DATABASE IF EXISTS {quoted(url)}"))
+            except DBAPIError:
+                force = f"DROP DATABASE IF EXISTS {quoted(url)} WITH (FORCE)"
+                await connection.execute(text(force))
+                return False
+        return True
+
+    async def clear(self) -> None:
+        """Drop this worker's copy and, after the last worker, the template."""
+        await self.drop(self.own)
+        with contextlib.suppress(DBAPIError):  # Another worker copies it at this moment.
+            async with self.connect() as connection:
+                others = await connection.execute(
+                    text("SELECT count(*) FROM pg_database WHERE datname LIKE :pattern"),
+                    {"pattern": str(self.at("gw").database).replace("_", r"\_") + "%"},
+                )
+                if not others.scalar():
+                    name = quoted(self.template)
+                    await connection.execute(text(f"DROP DATABASE IF EXISTS {name}"))
+
+
+class SqliteHome(Home):
+    """Files beside the one that is named; each worker migrates a template of its own."""
+
+    def __init__(self, database: Database, base: URL) -> None:
+        super().__init__(database, base)
+        self.template = self.at(f"{WORKER}_template")
+
+    async def make_template(self) -> None:
+        """Migrate an empty file."""
+        delete_file(self.template)
+        await self.migrate()
+
+    async def copy(self, url: URL) -> None:
+        """Make a copy of the template at `url`, in place of what is there."""
+        delete_file(url)
+        shutil.copyfile(str(self.template.database), str(url.database))
+
+    async def drop(self, url: URL) -> bool:
+        """Delete a copy; who is still connected to it keeps what has no name any more."""
+        delete_file(url)
+        return True
+
+    async def clear(self) -> None:
+        """Delete this worker's files."""
+        delete_file(self.own)
+        delete_file(self.template)
+
+
+def delete_file(url: URL) -> None:
+    """Delete a database of SQLite, and its journal."""
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{url.database}{suffix}").unlink(missing_ok=True)
+
+
+@contextmanager
+def find_homes(databases: Databases) -> Generator[dict[str, Home]]:
+    """Find a home for each database; start the embedded PostgreSQL if one needs it."""
+    with run_folder() as folder, contextlib.ExitStack() as stack:
+        server: EmbeddedPostgres | None = None
+        homes: dict[str, Home] = {}
+        for database in databases.values():
+            home = SqliteHome if database.dialect == "sqlite" else PostgresHome
+            base = named_url(database)
+            if base is None and database.dialect == "sqlite":
+                base = URL.create("sqlite+aiosqlite", database=str(folder / "test"))
+            elif base is None:
+                if server is None:
+                    settings = {**TEST_SETTINGS, "max_connections": "500"}  # of all workers
+                    server = EmbeddedPostgres(folder / "postgres", settings=settings)
+                    stack.enter_context(server)
+                base = server.url("postgres")
+            homes[database.name] = home(database, base)
+        refuse_configured(databases, homes)
+        yield homes
+
+
+def named_url(database: Database) -> URL | None:
+    """Return what `TEST_DATABASE_URL` says, `ANALYTICS_TEST_DATABASE_URL` for `analytics`."""
+    variable = test_variable(database)
+    value = environment().get(variable)
+    try:
+        return parse_url(value, database.dialect) if value else None
+    except ValueError as error:
+        pytest.exit(f"{variable}: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+def test_variable(database: Database) -> str:
+    """Name the variable of a test database."""
+    return database.env_prefix.removesuffix("DATABASE_") + "TEST_DATABASE_URL"
+
+
+test_variable.__test__ = False  # pyright: ignore[reportFunctionMemberAccess] -- for pytest
+
+
+def refuse_configured(databases: Databases, homes: dict[str, Home]) -> None:
+    """End the run before it touches a database that the service is configured to use."""
+    configured: dict[object, Database] = {}
+    for database in databases.values():
+        with contextlib.suppress(NotConfigured):  # Without a URL there is nothing to spare.
+            configured[address(database.read_settings().url)] = database
+    for home in homes.values():
+        for url in (home.base, home.template, home.own):
+            if database := configured.get(address(url)):
+                pytest.exit(
+                    f"{home.database.name}: the tests would use {url.database}, which is what"
+                    f" {database.env_prefix}URL names; nothing was touched. Set"
+                    f" {test_variable(home.database)} to another database, or to none for one"
+                    " that is made for the tests.",
+                    returncode=pytest.ExitCode.USAGE_ERROR,
+                )
+
+
+def quoted(url: URL) -> str:
+    """Quote the name of a database for SQL, in which colons begin parameters."""
+    return '"' + str(url.database).replace('"', '""').replace(":", "\\:") + '"'
+
+
+# The folder
+
+
+@contextmanager
+def run_folder() -> Generator[Path]:
+    """Make the folder of this run, or share it; the last of its processes removes it."""
+    parent = run_parent()
+    if sys.platform == "win32":  # No shared locks: each worker has a folder and a server.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own:
+            yield Path(own)
+        return
+    remove_unused(parent)
+    folder = parent / f"{SERVICE}-tests-{RUN}"
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            used = (folder / "used").open("ab")
+            fcntl.flock(used, fcntl.LOCK_SH)
+            if (folder / "used").exists():
+                break
+            used.close()  # Somebody took it for one that is left over.
+    try:
+        yield folder
+    finally:
+        used.close()
+        remove_unused(parent)
+
+
+def run_parent() -> Path:
+    """Return where the folders of runs are."""
+    room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > ROOM
+    return SHARED_MEMORY if room else Path(tempfile.gettempdir())
+
+
+def remove_unused(parent: Path) -> None:
+    """Remove our folder, and those of runs that crashed: whatever no process uses."""
+    if sys.platform == "win32":
+        return
+    for folder in parent.glob(f"{SERVICE}-tests-*"):
+        with contextlib.suppress(OSError):
+            if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+                continue
+            with (folder / "used").open("ab") as used:
+                fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                wait_for_server(folder / "postgres" / "lock")
+                shutil.rmtree(folder)
+
+
+def wait_for_server(lock: Path) -> None:
+    """Wait until the server, which stops after its last user, has gone."""
+    if sys.platform == "win32" or not lock.exists():
+        return
+    end = time.monotonic() + 10
+    with lock.open("rb") as held:
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(0.01)

@@ -1,0 +1,136 @@
+"""One database during the tests: in the sandbox, or a copy of its own, with a check for leaks."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from time import monotonic
+from typing import Any
+
+from ..database import Database, Opened
+from .homes import Home
+from .sandbox import Sandbox
+from .watch import Watch, WatchedPool
+
+GRACE = 0.25
+"""Seconds that what is still under way at the end of a test has to return its connection."""
+
+LEAK = "{name}: a connection was not returned; it was taken at\n  {checkout}"
+DROPPED = "{name}: a connection was dropped, not returned; it was taken at\n  {checkout}"
+UNFINISHED = (
+    "{name}: the task {task} used this database, and still ran when the test ended; it is\n"
+    "  {coroutine}: await it, or cancel it, in the test"
+)
+CONNECTED = "{name}: an engine of the test's own was still connected to its database"
+
+
+class Isolation:
+    """Isolates the tests of one worker in one database."""
+
+    def __init__(self, database: Database, home: Home) -> None:
+        self.database = database
+        self.watch = Watch(database.name)
+        self._home = home
+        self._copies = 0
+        self._before: set[asyncio.Task[Any]] = set()
+        self._sandboxed: tuple[Opened, Sandbox] | None = None
+
+    @asynccontextmanager
+    async def sandbox(self) -> AsyncGenerator[list[str]]:
+        """Roll everything back on exit; yields a list that then says what the test left behind."""
+        faults: list[str] = []
+        opened, sandbox = self._sandboxed = self._sandboxed or self._make_sandbox()
+        with self.database.replaced(replace(opened, probe=self.database.probe)):
+            self._begin()
+            try:
+                yield faults
+            finally:
+                faults += await self._leaks()
+                left = None if faults else await sandbox.end(opened.engine)
+                if left:
+                    faults.append(left)
+                if faults:
+                    await self.close()
+                if left:
+                    await self._home.copy(self._home.own)
+
+    @asynccontextmanager
+    async def copy(self) -> AsyncGenerator[list[str]]:
+        """Use a copy of the migrated template, with the whole pool, dropped on exit."""
+        faults: list[str] = []
+        self._copies += 1
+        url = self._home.at(f"{self._home.worker}_{self._copies}")
+        await self._home.copy(url)
+        settings = self.database.settings.model_copy(update={"url": url})
+        opened = self.database.make(settings, poolclass=WatchedPool)
+        self.watch.attach(opened.engine)
+        with self.database.replaced(replace(opened, probe=self.database.probe)):
+            self._begin()
+            try:
+                yield faults
+            finally:
+                faults += await self._leaks()
+                await self.database.pool.drain(0)
+                if not await self._home.drop(url) and not faults:
+                    faults.append(CONNECTED.format(name=self.database.name))
+
+    async def close(self) -> None:
+        """Close the sandbox; the next test makes another."""
+        if self._sandboxed is not None:
+            opened, _ = self._sandboxed
+            self._sandboxed = None
+            pool = opened.engine.pool
+            assert isinstance(pool, WatchedPool)  # noqa: S101 -- made below
+            await pool.drain(0)
+
+    def _make_sandbox(self) -> tuple[Opened, Sandbox]:
+        # One connection, which lives for the whole run, and is taken in turns.
+        settings = self.database.settings.model_copy(
+            update={
+                "url": self._home.own,
+                "pool_size": 1,
+                "max_overflow": 0,
+                "queue_target": 0,
+                "pool_recycle": 86400,
+                "keepalive": 0,
+                "idle_in_transaction_timeout": 0,
+            }
+        )
+        opened = self.database.make(settings, poolclass=WatchedPool)
+        self.watch.attach(opened.engine, one_connection=True)
+        return opened, Sandbox(self.database.name, opened.engine)
+
+    def _begin(self) -> None:
+        self._before = asyncio.all_tasks()
+        self.watch.users.clear()
+
+    async def _leaks(self) -> list[str]:
+        """Say what the test left behind, and end it."""
+        watch, name = self.watch, self.database.name
+        end = monotonic() + GRACE
+        while (watch.held or self._unfinished()) and monotonic() < end:  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.005)
+        faults = [DROPPED.format(name=name, checkout=each) for each in watch.dropped]
+        faults += [LEAK.format(name=name, checkout=each) for each in watch.held.values()]
+        if unfinished := self._unfinished():
+            faults += [
+                UNFINISHED.format(name=name, task=task.get_name(), coroutine=where(task))
+                for task in unfinished
+            ]
+            for task in unfinished:
+                task.cancel()
+            await asyncio.wait(unfinished, timeout=GRACE)
+        watch.held.clear()
+        watch.dropped.clear()
+        return faults
+
+    def _unfinished(self) -> set[asyncio.Task[Any]]:
+        tasks = asyncio.all_tasks() & set(self.watch.users)
+        return tasks - self._before - {asyncio.current_task()}  # pyright: ignore[reportReturnType]
+
+
+def where(task: asyncio.Task[Any]) -> str:
+    """Say what a task runs, and where it waits."""
+    frames = task.get_stack(limit=1)
+    at = f" at {frames[0].f_code.co_filename}:{frames[0].f_lineno}" if frames else ""
+    return f"{getattr(task.get_coro(), '__qualname__', task.get_coro())}{at}"

@@ -1,0 +1,169 @@
+"""The sandbox: every transaction is a savepoint in one that is never committed.
+
+The service's code, SQLAlchemy's engine, sessions and pool run unchanged. Only the dialect is
+told otherwise: BEGIN takes a savepoint, COMMIT releases it, ROLLBACK goes back to it.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from ..engine import begin_sqlite
+from .watch import COMMITTED, calling_lines
+
+CONTROL = re.compile(
+    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+    r"(?:BEGIN|START\s+TRANSACTION|COMMIT|END|ABORT|ROLLBACK(?!.*\bTO\b)|PREPARE\s+TRANSACTION)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Statements that would begin or end the transaction that the sandbox is."""
+
+REFUSED = """\
+{name}: {statement} would end the sandbox, and what the test wrote would stay:
+  {line}
+  1. leave it to the session: `async with {name}.session()`, `session.begin_nested()`;
+  2. or {committed}."""
+
+LOST = """\
+{name}: the sandbox's connection was lost (a statement was cancelled, or it was closed), and what
+the test had committed went with it:
+  {line}
+  {committed}."""
+
+LEFT = "{name}: the sandbox was left by a COMMIT or ROLLBACK that went to the driver itself"
+
+
+class Sandbox:
+    """Holds the transactions of one engine, whose pool has one connection."""
+
+    def __init__(self, name: str, engine: AsyncEngine) -> None:
+        self.name = name
+        self._begun: DBAPIConnection | None = None
+        self._committed = False
+        self._in_savepoint = False
+        self._autocommit = False
+        self._dialect: Any = engine.sync_engine.dialect
+        self._roll_back = self._dialect.do_rollback
+        # The dialect is this engine's own.
+        self._dialect.do_begin = self._do_begin
+        self._dialect.do_commit = self._do_commit
+        self._dialect.do_rollback = self._do_rollback
+        self._dialect.set_isolation_level = self._set_isolation_level
+        self._dialect.reset_isolation_level = self._reset_isolation_level
+        if event.contains(engine.sync_engine, "begin", begin_sqlite):
+            event.remove(engine.sync_engine, "begin", begin_sqlite)
+        event.listen(engine.sync_engine, "do_execute", self._execute)
+        event.listen(engine.sync_engine, "do_executemany", self._execute_many)
+        event.listen(engine.sync_engine, "do_execute_no_params", self._execute_no_params)
+
+    async def end(self, engine: AsyncEngine) -> str | None:
+        """Roll back; return what went wrong."""
+        if self._begun is None:
+            return None
+        async with engine.connect() as connection:
+            return await connection.run_sync(
+                lambda sync: self._end(sync.connection.dbapi_connection)
+            )
+
+    def forget(self) -> None:
+        """Begin anew, with a connection that has nothing of the one before."""
+        self._begun = None
+        self._committed = self._in_savepoint = self._autocommit = False
+
+    def _end(self, connection: Any) -> str | None:
+        lost = connection is not self._begun
+        self.forget()
+        if lost:
+            return None
+        try:
+            run(connection, "ROLLBACK TO SAVEPOINT sandbox")
+        except Exception:  # noqa: BLE001 -- drivers raise what they like
+            return LEFT.format(name=self.name)
+        self._roll_back(connection)
+        return None
+
+    # The dialect
+
+    def _do_begin(self, proxy: Any) -> None:
+        connection = proxy.dbapi_connection
+        if connection is not self._begun:
+            if self._committed:
+                line = " <- ".join(calling_lines())
+                raise InvalidRequestError(
+                    LOST.format(name=self.name, line=line, committed=COMMITTED)
+                )
+            self.forget()
+            if self._dialect.name == "sqlite":
+                run(connection, "BEGIN IMMEDIATE")  # asyncpg's begins by itself.
+            run(connection, "SAVEPOINT sandbox")
+            self._begun = connection
+        if not self._autocommit:
+            run(connection, "SAVEPOINT in_sandbox")
+            self._in_savepoint = True
+
+    def _do_commit(self, proxy: Any) -> None:
+        self._committed = True
+        if self._in_savepoint and proxy.dbapi_connection is self._begun:
+            run(self._begun, "RELEASE SAVEPOINT in_sandbox")
+            self._in_savepoint = False
+
+    def _do_rollback(self, proxy: Any) -> None:
+        if self._begun is None or proxy.dbapi_connection is not self._begun:
+            self._roll_back(proxy)
+        elif self._in_savepoint:
+            run(self._begun, "ROLLBACK TO SAVEPOINT in_sandbox", "RELEASE SAVEPOINT in_sandbox")
+            self._in_savepoint = False
+
+    def _set_isolation_level(self, _connection: Any, level: str) -> None:
+        # A savepoint has no isolation level of its own.
+        self._autocommit = level == "AUTOCOMMIT"
+
+    def _reset_isolation_level(self, _connection: Any) -> None:
+        self._autocommit = False
+
+    # Statements
+
+    def _execute(self, cursor: Any, statement: str, parameters: Any, _context: Any) -> bool:
+        return self._run(statement, cursor.execute, parameters)
+
+    def _execute_many(self, cursor: Any, statement: str, parameters: Any, _context: Any) -> bool:
+        return self._run(statement, cursor.executemany, parameters)
+
+    def _execute_no_params(self, cursor: Any, statement: str, _context: Any) -> bool:
+        return self._run(statement, cursor.execute)
+
+    def _run(self, statement: str, execute: Callable[..., object], *parameters: object) -> bool:
+        """Run a statement for SQLAlchemy if need be; return whether that is done."""
+        if CONTROL.match(statement):
+            word = statement.split(maxsplit=1)[0].upper().rstrip(";")
+            line = " <- ".join(calling_lines())
+            raise InvalidRequestError(
+                REFUSED.format(name=self.name, statement=word, line=line, committed=COMMITTED)
+            )
+        if not self._autocommit or self._begun is None:
+            return False
+        # What fails in AUTOCOMMIT undoes itself alone.
+        run(self._begun, "SAVEPOINT in_sandbox")
+        try:
+            execute(statement, *parameters)
+        except BaseException:
+            run(self._begun, "ROLLBACK TO SAVEPOINT in_sandbox")
+            raise
+        self._committed = True
+        run(self._begun, "RELEASE SAVEPOINT in_sandbox")
+        return True
+
+
+def run(connection: Any, *statements: str) -> None:
+    """Run statements past the engine, so that nobody counts them; in a greenlet."""
+    cursor = connection.cursor()
+    try:
+        for statement in statements:
+            cursor.execute(statement)
+    finally:
+        cursor.close()

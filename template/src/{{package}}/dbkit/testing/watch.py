@@ -1,0 +1,205 @@
+"""Who uses a database in a test: each checkout with the line that took it, each statement."""
+
+import asyncio
+import inspect
+import sysconfig
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from weakref import WeakSet
+
+from greenlet import getcurrent
+from sqlalchemy import event
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from ..errors import PoolTimeout
+from ..pool import FairPool
+
+SHOWN = 3
+"""Lines shown of the way to a checkout."""
+
+NOT_OURS = (
+    "<",
+    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    str(Path(__file__).parents[1]),
+)
+"""Where no line of the service or its tests is."""
+
+COMMITTED = "mark the test with @pytest.mark.committed: a database of its own, with a whole pool"
+
+ONE_CONNECTION = f"""\
+{{name}}: the sandbox has one connection, and {{why}}:
+  {{holder}}
+  1. end the first session before the second begins (a request needs one too);
+  2. or {COMMITTED}."""
+
+OTHER_LOOP = """\
+{name}: a pool belongs to one event loop, and this is not the one that the fixtures run in.
+  anyio's plugin: leave `anyio_backend` to dbkit.testing, and let tests be `async def`;
+  pytest-asyncio: set asyncio_default_fixture_loop_scope and asyncio_default_test_loop_scope
+    to "session";
+  TestClient: use the fixture `sync_client`, which runs in the fixtures' loop."""
+
+_by_fixture: ContextVar[bool] = ContextVar("by_fixture", default=False)
+
+
+@dataclass(eq=False)
+class Checkout:
+    """A connection taken: by which task, on which line."""
+
+    task: asyncio.Task[Any] | None
+    lines: tuple[str, ...]
+    by_fixture: bool
+    invalidated: bool = False
+
+    def __str__(self) -> str:
+        return " <- ".join(self.lines) or "(no line of yours)"
+
+
+@dataclass
+class Record:
+    """What happened while somebody counted."""
+
+    statements: list[str] = field(default_factory=list[str])
+    checkouts: list[str] = field(default_factory=list[str])
+
+
+class Watch:
+    """Watches the engines that stand in for one database during the tests."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.held: dict[ConnectionPoolEntry, Checkout] = {}
+        self.dropped: list[Checkout] = []
+        """Checkouts that nobody returned before the garbage collector came."""
+        self.users: WeakSet[asyncio.Task[Any]] = WeakSet()
+        """Tasks that asked for a connection."""
+        self.records: list[Record] = []
+        self._loop = asyncio.get_running_loop()
+
+    def attach(self, engine: AsyncEngine, *, one_connection: bool = False) -> None:
+        """Watch an engine made with `WatchedPool`."""
+        pool = engine.pool
+        assert isinstance(pool, WatchedPool)  # noqa: S101 -- see above
+        pool.watch, pool.one_connection = self, one_connection
+        event.listen(engine.sync_engine, "checkout", self._checked_out)
+        event.listen(engine.sync_engine, "checkin", self._checked_in)
+        event.listen(engine.sync_engine, "invalidate", self._invalidated)
+        event.listen(engine.sync_engine, "before_cursor_execute", self._executes)
+
+    def asks(self, *, one_connection: bool) -> None:
+        """Note the task that asks for a connection; refuse what could only wait for itself."""
+        if asyncio.get_running_loop() is not self._loop:
+            raise InvalidRequestError(OTHER_LOOP.format(name=self.name))
+        if task := asyncio.current_task():
+            self.users.add(task)
+        for checkout in self.held.values():
+            if one_connection and checkout.task is task and not checkout.by_fixture:
+                why = "this task holds it already"
+                raise InvalidRequestError(
+                    ONE_CONNECTION.format(name=self.name, why=why, holder=checkout)
+                )
+
+    def waited_in_vain(self, seconds: float) -> InvalidRequestError | None:
+        """Explain a timeout in the sandbox, unless a fixture wanted it."""
+        for checkout in self.held.values():
+            if not checkout.by_fixture:
+                why = f"waited {seconds:g} s for"
+                return InvalidRequestError(
+                    ONE_CONNECTION.format(
+                        name=self.name,
+                        why=f"another task holds it ({why} it)",
+                        holder=checkout,
+                    )
+                )
+        return None
+
+    @contextmanager
+    def by_fixture(self) -> Generator[None]:
+        """Count what is taken until exit as a fixture's, which no test has to return."""
+        token = _by_fixture.set(True)
+        try:
+            yield
+        finally:
+            _by_fixture.reset(token)
+
+    @contextmanager
+    def record(self) -> Generator[Record]:
+        """Record until exit."""
+        record = Record()
+        self.records.append(record)
+        try:
+            yield record
+        finally:
+            self.records.remove(record)
+
+    def _checked_out(self, _connection: Any, entry: ConnectionPoolEntry, _proxy: Any) -> None:
+        checkout = Checkout(asyncio.current_task(), calling_lines(), _by_fixture.get())
+        self.held[entry] = checkout
+        for record in self.records:
+            if not checkout.by_fixture:
+                record.checkouts.append(str(checkout))
+
+    def _checked_in(self, connection: Any, entry: ConnectionPoolEntry) -> None:
+        checkout = self.held.pop(entry, None)
+        if checkout and connection is None and not checkout.invalidated:
+            self.dropped.append(checkout)
+
+    def _invalidated(self, _connection: Any, entry: ConnectionPoolEntry, _error: Any) -> None:
+        if checkout := self.held.get(entry):
+            checkout.invalidated = True
+
+    def _executes(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        for record in self.records:
+            record.statements.append(statement)
+
+
+class WatchedPool(FairPool):
+    """The service's pool, with somebody who looks who asks."""
+
+    watch: Watch | None = None
+    one_connection = False
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        if self.watch is None:
+            return super()._do_get()
+        self.watch.asks(one_connection=self.one_connection)
+        try:
+            return super()._do_get()
+        except PoolTimeout as error:
+            if self.one_connection and (why := self.watch.waited_in_vain(self.timeout())):
+                raise why from error
+            raise
+
+    def recreate(self) -> FairPool:
+        """Return a new pool that is watched as this one is."""
+        pool = super().recreate()
+        assert isinstance(pool, WatchedPool)  # noqa: S101 -- it is of our type
+        pool.watch, pool.one_connection = self.watch, self.one_connection
+        return pool
+
+
+def calling_lines() -> tuple[str, ...]:
+    """Find the lines of the service and its tests that led here, the innermost first."""
+    # SQLAlchemy runs in a greenlet; what awaits it is on the stack of the greenlet's parent.
+    parent = getcurrent().parent
+    frame: FrameType | None = parent.gr_frame if parent else inspect.currentframe()
+    lines: list[str] = []
+    while frame is not None and len(lines) < SHOWN:
+        code = frame.f_code
+        if not code.co_filename.startswith(NOT_OURS):
+            lines.append(f"{shorten(code.co_filename)}:{frame.f_lineno} in {code.co_name}")
+        frame = frame.f_back
+    return tuple(lines)
+
+
+def shorten(filename: str) -> str:
+    """Write a path as seen from the project's folder."""
+    path = Path(filename)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else filename
