@@ -1,0 +1,1 @@
+"""Side-by-side measurements; each folder is one command, and says which."""
