@@ -20,6 +20,9 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 P = ParamSpec("P")
 
+taken: list[PoolProxiedConnection] = []
+"""What a test took; what it did not give back is given back for it."""
+
 
 class Stuck(Exception):
     """Everybody waits, and nothing is due: in real time, this would hang for ever."""
@@ -56,6 +59,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 def virtual_time() -> Generator[asyncio.Runner]:
     """Run in a virtual loop, by whose clock the pool goes."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner, pytest.MonkeyPatch.context() as patch:
+        taken.clear()
         clock = runner.get_loop().time
         for module in ("pool", "connections"):
             patch.setattr(f"dbkit.{module}.monotonic", clock)
@@ -109,10 +113,11 @@ class FakeConnection:
         await self.server.answer(self)
 
     async def close(self) -> None:
-        """Say goodbye, and close."""
-        with suppress(asyncio.CancelledError):
-            await self.server.answer(self)
-            self.server.goodbyes += 1
+        """Say goodbye, and close; as asyncpg's adapter, wait for no more than two seconds."""
+        with suppress(TimeoutError, asyncio.CancelledError):
+            async with asyncio.timeout(2):
+                await self.server.answer(self)
+                self.server.goodbyes += 1
         self.cut()
 
     def cut(self) -> None:
@@ -138,12 +143,13 @@ class FakeServer:
 
     def freeze(self) -> None:
         """Answer nothing any more: neither attempts to connect, nor pings, nor goodbyes."""
-        self._thaw = asyncio.Event()
+        self._thaw = self._thaw or asyncio.Event()
 
     def thaw(self) -> None:
         """Answer again, also what was asked meanwhile."""
         if self._thaw:
             self._thaw.set()
+            self._thaw = None
 
     async def answer(self, connection: FakeConnection | None = None) -> None:
         """Answer, if there is somebody to."""
@@ -202,10 +208,6 @@ class FakeDialect(DefaultDialect):
     def get_driver_connection(self, connection: Any) -> Any:
         """Return the one there is."""
         return connection
-
-
-taken: list[PoolProxiedConnection] = []
-"""What a test took; what it did not give back is given back for it."""
 
 
 async def take(pool: FairPool) -> PoolProxiedConnection:

@@ -61,10 +61,6 @@ class Background:
                 delay, fire, weak, self._timers, name, context=Context()
             )
 
-    def waits_for(self, name: str) -> bool:
-        """Whether a timer of that name runs."""
-        return name in self._timers
-
     def cancel(self, *names: str) -> None:
         """Stop the timers of these names, or all."""
         for name in names or tuple(self._timers):

@@ -66,6 +66,8 @@ class Connections:
         self.min_ready = 0
         self.kept = True
         """Whether connections are kept when they are returned; not once the pool is disposed."""
+        self.tended = False
+        """Whether the idle connections will be looked at."""
         self.suspected_at = -inf
         """When a connection last failed somebody: what was handed out before is suspect."""
         self.slots: dict[ConnectionPoolEntry, Slot] = {}
@@ -104,13 +106,15 @@ class Connections:
 
     @property
     def hopeless(self) -> bool:
-        """Whether callers would wait in vain: nothing is asked for, and nothing can come back.
+        """Whether callers would wait in vain.
 
-        A server that answers, if only with "too many connections", will let holders finish.
+        A server that answers, if only with "too many connections", will let holders finish and
+        may have accepted another attempt; of one that is silent, nothing is to be expected.
         """
         if self.breaker.state == "closed" or self.idle:
             return False
-        return not self.in_use or sqlstate(self.breaker.error) is None
+        silent = sqlstate(self.breaker.error) is None
+        return silent or not (self.in_use or self._connects)
 
     # Supply
 
@@ -179,8 +183,8 @@ class Connections:
         now = monotonic()
         lifetime = self.options.recycle if self.options.recycle > 0 else inf
         lifetime *= random.uniform(1 - LIFETIME_JITTER, 1)  # noqa: S311 - no secret
-        if not self.kept or self.open >= self.options.limit:
-            lifetime = 0.0
+        if self.open >= self.options.limit:
+            lifetime = 0.0  # The limit was lowered meanwhile.
         connection = cast("DBAPIConnection", record.dbapi_connection)
         is_closed = closed_check(self._hooks.dialect(), record.driver_connection)
         slot = Slot(record, connection, is_closed, now + lifetime, now, now, now)
@@ -325,13 +329,14 @@ class Connections:
         self._pinging.clear()
         self._closing.clear()
         self._connects.clear()
+        self.tended = False
         self.breaker.succeed()
 
     # At rest
 
     def keep(self, slot: Slot, now: float) -> None:
         """Keep a connection until it is needed."""
-        if now >= slot.expires:
+        if now >= slot.expires or not self.kept:
             self.retire(slot)
             return
         if self.idle and slot.used < self.idle[-1].used:
@@ -348,10 +353,11 @@ class Connections:
 
     def tend_later(self) -> None:
         """Look after the idle connections when the first of them is due."""
-        if self.idle and not self._background.waits_for("tend"):
+        if self.idle and not self.tended:
             rest = min(self._due(slot) for slot in self.idle) - monotonic()
             rest = min(max(rest, SHORTEST_REST), LONGEST_REST)
             self._background.later("tend", rest, self._tend)
+            self.tended = True
 
     def _due(self, slot: Slot) -> float:
         unused_since = slot.used if self._surplus > 0 else inf
@@ -366,6 +372,7 @@ class Connections:
         return len(self.slots) - len(self._closing) - self.options.pool_size
 
     def _tend(self) -> None:
+        self.tended = False
         now = monotonic()
         for slot in self.take_idle():
             if slot.is_closed():

@@ -128,27 +128,26 @@ class FairPool(Pool):
             # this module: so nothing is done before the loop's next turn.
             self._background.soon(self._take_back_other, record)
             return
-        entry: Any = record
-        now = monotonic()
-        slot.used = slot.contact = now
+        connections = self._connections
+        slot.used = slot.contact = now = monotonic()
         if (
-            not self._queue
+            connections.kept
+            and not self._queue
             and now < slot.expires
-            and slot.taken > self._connections.suspected_at
-            and not entry._is_hard_or_soft_invalidated()  # noqa: SLF001
+            and slot.taken > connections.suspected_at
+            and not is_invalidated(record)
         ):
             self._idle.append(slot)
-            if not self._background.waits_for("tend"):
-                self._connections.tend_later()
+            if not connections.tended:
+                connections.tend_later()
         else:
             self._take_back(slot, now)
 
     def _take_back(self, slot: Slot, now: float) -> None:
         """Take back a connection that is waited for, or may have to go."""
-        entry: Any = slot.record
         if self._background.loop is not get_running_loop():
             self._background.soon(self._take_back_other, slot.record)
-        elif slot.is_closed() or entry._is_hard_or_soft_invalidated():  # noqa: SLF001
+        elif slot.is_closed() or is_invalidated(slot.record):
             self._connections.lose(slot)
         elif now >= slot.expires:
             self._connections.retire(slot)
@@ -261,12 +260,13 @@ class FairPool(Pool):
             in_use=self._connections.in_use,
             idle=self._connections.at_rest,
             connecting=self._connections.connecting,
+            closing=self._connections.closing,
             waiting=len(self._queue),
             oldest_wait=monotonic() - oldest.since if oldest else 0.0,
             breaker=self._connections.breaker.state,
             suspended=self._suspended,
             closed=self._closed,
-            **asdict(self._connections.counters),
+            **vars(self._connections.counters),
         )
 
     def suspect(self) -> None:
@@ -434,7 +434,7 @@ class FairPool(Pool):
 
     def _turn_away(self, waiter: Waiter, now: float, *, late: bool = False) -> None:
         """Tell a waiter that it will not be served, and whether pool or server is why."""
-        if not self._connections.in_use and not self._suspended:
+        if not self._suspended and not self._is_crowded(self._connections.in_use):
             self._connections.counters.refused += 1
             waiter.future.set_exception(self._unreachable(now))
         elif late:
@@ -494,3 +494,8 @@ class FairPool(Pool):
         self._connections.leave_loop()
         self._queue.clear()
         self._overload = None
+
+
+def is_invalidated(record: Any) -> bool:
+    """Whether SQLAlchemy would connect anew at the next checkout, on the path of a request."""
+    return record._soft_invalidate_time > record.starttime  # noqa: SLF001

@@ -48,11 +48,11 @@ def never() -> bool:
 async def ping(dialect: Dialect, slot: Slot) -> None:
     """Ask the server for a sign of life; raises whatever the driver raises.
 
-    On asyncpg this is one round trip: an empty query in the simple protocol, right behind
-    PgBouncer too, where SQLAlchemy's own ping takes three.
+    On asyncpg this is one round trip, in the simple protocol, which is right behind PgBouncer
+    too; SQLAlchemy's own ping takes three. (Not an empty query: asyncpg 0.32 chokes on it.)
     """
     if dialect.driver == "asyncpg":
         driver_connection: Any = slot.record.driver_connection
-        await driver_connection.execute(";")
+        await driver_connection.execute("SELECT 1")
     else:
         await greenlet_spawn(dialect.do_ping, slot.connection)

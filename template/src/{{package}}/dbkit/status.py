@@ -6,7 +6,7 @@ from .breaker import Breaker, BreakerState
 from .errors import DatabaseError
 
 
-@dataclass(slots=True)
+@dataclass
 class Counters:
     """What has happened since the engine was created; they only grow."""
 
@@ -46,6 +46,8 @@ class PoolStatus:
     idle: int
     """Open and not in use, including those that are being pinged."""
     connecting: int
+    closing: int
+    """Being closed; they count towards the limit until they are."""
     waiting: int
     """Callers in the queue."""
     oldest_wait: float
