@@ -119,15 +119,14 @@ class Database:
     @asynccontextmanager
     async def open(self, settings: DatabaseSettings | None = None) -> AsyncGenerator[Self]:
         """Start, and stop on exit."""
-        await self.start(settings or self.read_settings())
+        settings = settings or self.read_settings()
         try:
+            await self.start(settings)
             yield self
         finally:
             await self.stop()
 
-    def make(
-        self, settings: DatabaseSettings, *, poolclass: type[FairPool] = FairPool
-    ) -> Opened:
+    def make(self, settings: DatabaseSettings, *, poolclass: type[FairPool] = FairPool) -> Opened:
         """Make the engine, its sessions and the probe; none of them connects yet."""
         engine = create_engine(self.name, self.env_prefix, settings, poolclass=poolclass)
         apart = create_engine(self.name, self.env_prefix, settings, pooled=False)
@@ -138,17 +137,17 @@ class Database:
     async def start(self, settings: DatabaseSettings) -> None:
         """Make the engine, and open `min_ready` connections.
 
-        A server that is down is an `Unreachable` with `required_at_start`, else a log entry.
+        A server that is down is an `Unreachable` with `required_at_start`. Otherwise the probe
+        logs it, and the pool goes on trying in the background.
         """
         self._opened = self.make(settings)
+        await self.probe.start()
+        wait = self.probe.is_up or settings.required_at_start
         try:
-            await self.probe.start()
-            await self.pool.warm(settings.min_ready, settings.connect_timeout)
-        except Unreachable as error:
+            await self.pool.warm(settings.min_ready, settings.connect_timeout if wait else 0)
+        except Unreachable:
             if settings.required_at_start:
-                await self.stop()
                 raise
-            logger.error("%s", error)  # noqa: TRY400 -- the sentence says it all
 
     async def stop(self) -> None:
         """Give connections in use `drain_timeout` seconds, and close all."""

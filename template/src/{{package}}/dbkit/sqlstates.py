@@ -52,6 +52,7 @@ ANSWERS = {
     "25P04": Answer(504, "the transaction took too long"),
     "40": Answer(503, "conflicts with another transaction; try again"),
     "53": Answer(503, "the database is out of resources"),
+    "54": Answer(422, "a value is too large"),
     "55P03": Answer(503, "the row is locked by another transaction; try again"),
     "57014": Answer(504, "the statement took too long"),
     "57P": Answer(503, "the database is restarting"),
