@@ -34,6 +34,7 @@ ONE_DATABASE = {
     "src/my_service/items/schemas.py",
     "src/my_service/main.py",
     "tests/conftest.py",
+    "tests/test_fixtures.py",
     "tests/test_health.py",
     "tests/test_items.py",
 }

@@ -7,6 +7,7 @@ pool; `@pytest.mark.committed("analytics")` only that one.
 """
 
 import asyncio
+import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -35,6 +36,11 @@ from .watch import Record
 if TYPE_CHECKING:
     from fastapi.testclient import TestClient
 
+DatabaseDown = Callable[[str], AbstractAsyncContextManager[None]]
+"""Has a database refuse connections until exit."""
+SlowDatabase = Callable[[str, float], AbstractContextManager[None]]
+"""Has each statement take so many seconds longer until exit."""
+
 MARKER = (
     "committed(*databases): real commits, in copies of these databases (of all) for this test alone"
 )
@@ -57,7 +63,7 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def database_homes(app: FastAPI) -> Generator[dict[str, Home]]:
+def database_homes(app: FastAPI, pytestconfig: pytest.Config) -> Generator[dict[str, Home]]:
     """Make a migrated database for each of the service's, and name them in the environment.
 
     `TEST_DATABASE_URL`, or `ANALYTICS_TEST_DATABASE_URL` for `analytics`, says beside which
@@ -69,17 +75,24 @@ def database_homes(app: FastAPI) -> Generator[dict[str, Home]]:
         for home in homes.values():  # One after the other: Alembic's state is global.
             await act(home)
 
-    with find_homes(databases) as homes, pytest.MonkeyPatch.context() as patch:
+    with ExitStack() as stack:
+        pytestconfig.add_cleanup(stack.close)  # Ctrl-C may end fixtures before their end.
+        homes = stack.enter_context(find_homes(databases))
+        stack.callback(lambda: asyncio.run(each(Home.clear)))
         asyncio.run(each(Home.prepare))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
         for home in homes.values():
             url = home.own.render_as_string(hide_password=False)
             patch.setenv(f"{home.database.env_prefix}URL", url)
         yield homes
-        asyncio.run(each(Home.clear))
 
 
 @pytest.fixture(scope="session")
-async def running_app(app: FastAPI, database_homes: dict[str, Home]) -> AsyncGenerator[FastAPI]:
+async def running_app(
+    app: FastAPI,
+    database_homes: dict[str, Home],
+    anyio_backend: str,  # So that tests which are no coroutines have fixtures which are.
+) -> AsyncGenerator[FastAPI]:
     """Run the application's lifespan, once for all tests of a worker."""
     databases: Databases = app.state.databases
     async with app.router.lifespan_context(app):
@@ -153,7 +166,8 @@ def sync_client(
     A `TestClient` of its own would run the application in another event loop than the pools';
     this one has the fixtures' loop run in a thread for as long as the test lasts.
     """
-    from fastapi.testclient import TestClient  # noqa: PLC0415 -- not everybody has all it needs
+    with warnings.catch_warnings(action="ignore"):  # It would rather have another httpx.
+        from fastapi.testclient import TestClient  # noqa: PLC0415 -- who does not use it has none
 
     loop = event_loop_of_fixtures
     if loop.is_running():
@@ -238,7 +252,7 @@ def counter(
     return count
 
 
-class Exhausting(Protocol):
+class PoolExhausted(Protocol):
     """Has the pool of a database exhausted until exit; callers wait `pool_timeout` seconds."""
 
     def __call__(  # noqa: D102
@@ -247,7 +261,7 @@ class Exhausting(Protocol):
 
 
 @pytest.fixture
-def pool_exhausted(databases: Databases, isolations: dict[str, Isolation]) -> Exhausting:
+def pool_exhausted(databases: Databases, isolations: dict[str, Isolation]) -> PoolExhausted:
     """Hold all connections of a pool.
 
     As in `async with pool_exhausted("primary"): ...`.
@@ -261,7 +275,7 @@ def pool_exhausted(databases: Databases, isolations: dict[str, Isolation]) -> Ex
 
 
 @pytest.fixture
-def database_down(databases: Databases) -> Callable[[str], AbstractAsyncContextManager[None]]:
+def database_down(databases: Databases) -> DatabaseDown:
     """Have a database refuse connections.
 
     As in `async with database_down("primary"): ...`.
@@ -270,7 +284,7 @@ def database_down(databases: Databases) -> Callable[[str], AbstractAsyncContextM
 
 
 @pytest.fixture
-def slow_database(databases: Databases) -> Callable[[str, float], AbstractContextManager[None]]:
+def slow_database(databases: Databases) -> SlowDatabase:
     """Have each statement take some seconds longer.
 
     As in `with slow_database("primary", 0.5): ...`.

@@ -28,6 +28,8 @@ async def exhausted(
             for _ in range(options.limit):
                 await stack.enter_async_context(database.engine.connect())
         pool.options = replace(options, timeout=pool_timeout)
+        # A timer may run that was set for the other timeout.
+        pool._background.cancel("queue")  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         try:
             yield
         finally:

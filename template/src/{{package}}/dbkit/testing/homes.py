@@ -5,6 +5,7 @@ PostgreSQL, which the first worker starts and the others attach to, and the file
 Each database is migrated once, into a template; workers, and tests that commit, get copies.
 """
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -38,6 +39,9 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- Linux's tmpfs; our folder in i
 ROOM = 1 << 30
 """Bytes that must be free there. CREATE DATABASE takes 8 ms in memory, 300 ms on a disk."""
 
+GRACE = 0.25
+"""Seconds that connections have to end before they are ended."""
+
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
 RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid4().hex
 LOCK = 0x74657374  # "test": one worker makes a template, the others wait.
@@ -50,8 +54,23 @@ class Home(ABC):
         self.database = database
         self.base = base
         self.template = self.at("template")
-        self.worker = WORKER
         self.own = self.at(WORKER)
+        self.copies: list[URL] = []
+        """What this worker has made and not dropped."""
+        self._count = 0
+
+    async def another(self, url: URL | None = None) -> URL:
+        """Make one more copy of the template, at `url` if given."""
+        self._count += 1
+        url = url or self.at(f"{WORKER}_{self._count}")
+        self.copies.append(url)
+        await self.copy(url)
+        return url
+
+    async def drop(self, url: URL) -> bool:
+        """Drop a copy; False if somebody was still connected to it."""
+        self.copies.remove(url)
+        return await self.delete(url)
 
     def at(self, suffix: str) -> URL:
         """Return the URL of one of our databases."""
@@ -60,7 +79,7 @@ class Home(ABC):
     async def prepare(self) -> None:
         """Make the template, unless another worker has, and this worker's copy."""
         await self.make_template()
-        await self.copy(self.own)
+        await self.another(self.own)
 
     async def migrate(self) -> None:
         """Migrate the template."""
@@ -79,12 +98,13 @@ class Home(ABC):
         """Make a copy of the template at `url`, in place of what is there."""
 
     @abstractmethod
-    async def drop(self, url: URL) -> bool:
-        """Drop a copy; False if somebody was still connected to it."""
+    async def delete(self, url: URL) -> bool:
+        """Delete a database; False if somebody was still connected to it."""
 
-    @abstractmethod
     async def clear(self) -> None:
         """Drop what would stay behind."""
+        while self.copies:
+            await self.drop(self.copies[-1])
 
 
 class PostgresHome(Home):
@@ -124,20 +144,21 @@ class PostgresHome(Home):
                 text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
             )
 
-    async def drop(self, url: URL) -> bool:
-        """Drop a copy; False if somebody was still connected to it."""
+    async def delete(self, url: URL) -> bool:
+        """Delete a database; False if somebody was still connected to it."""
+        used = text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name")
+        end = time.monotonic() + GRACE
         async with self.connect() as connection:
-            try:
-                await connection.execute(text(f"DROP DATABASE IF EXISTS {quoted(url)}"))
-            except DBAPIError:
-                force = f"DROP DATABASE IF EXISTS {quoted(url)} WITH (FORCE)"
-                await connection.execute(text(force))
-                return False
-        return True
+            while count := (await connection.execute(used, {"name": url.database})).scalar():
+                if time.monotonic() > end:
+                    break
+                await asyncio.sleep(0.005)  # Connections that were closed take a moment to end.
+            await connection.execute(text(f"DROP DATABASE IF EXISTS {quoted(url)} WITH (FORCE)"))
+        return not count
 
     async def clear(self) -> None:
-        """Drop this worker's copy and, after the last worker, the template."""
-        await self.drop(self.own)
+        """Drop this worker's copies and, after the last worker, the template."""
+        await super().clear()
         with contextlib.suppress(DBAPIError):  # Another worker copies it at this moment.
             async with self.connect() as connection:
                 others = await connection.execute(
@@ -166,14 +187,14 @@ class SqliteHome(Home):
         delete_file(url)
         shutil.copyfile(str(self.template.database), str(url.database))
 
-    async def drop(self, url: URL) -> bool:
-        """Delete a copy; who is still connected to it keeps what has no name any more."""
+    async def delete(self, url: URL) -> bool:
+        """Delete a file; who is still connected to it keeps what has no name any more."""
         delete_file(url)
         return True
 
     async def clear(self) -> None:
         """Delete this worker's files."""
-        delete_file(self.own)
+        await super().clear()
         delete_file(self.template)
 
 

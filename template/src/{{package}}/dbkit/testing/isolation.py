@@ -16,7 +16,6 @@ GRACE = 0.25
 """Seconds that what is still under way at the end of a test has to return its connection."""
 
 LEAK = "{name}: a connection was not returned; it was taken at\n  {checkout}"
-DROPPED = "{name}: a connection was dropped, not returned; it was taken at\n  {checkout}"
 UNFINISHED = (
     "{name}: the task {task} used this database, and still ran when the test ended; it is\n"
     "  {coroutine}: await it, or cancel it, in the test"
@@ -31,7 +30,7 @@ class Isolation:
         self.database = database
         self.watch = Watch(database.name)
         self._home = home
-        self._copies = 0
+        self._url = home.own
         self._before: set[asyncio.Task[Any]] = set()
         self._sandboxed: tuple[Opened, Sandbox] | None = None
 
@@ -52,15 +51,13 @@ class Isolation:
                 if faults:
                     await self.close()
                 if left:
-                    await self._home.copy(self._home.own)
+                    self._url = await self._home.another()
 
     @asynccontextmanager
     async def copy(self) -> AsyncGenerator[list[str]]:
         """Use a copy of the migrated template, with the whole pool, dropped on exit."""
         faults: list[str] = []
-        self._copies += 1
-        url = self._home.at(f"{self._home.worker}_{self._copies}")
-        await self._home.copy(url)
+        url = await self._home.another()
         settings = self.database.settings.model_copy(update={"url": url})
         opened = self.database.make(settings, poolclass=WatchedPool)
         self.watch.attach(opened.engine)
@@ -87,7 +84,7 @@ class Isolation:
         # One connection, which lives for the whole run, and is taken in turns.
         settings = self.database.settings.model_copy(
             update={
-                "url": self._home.own,
+                "url": self._url,
                 "pool_size": 1,
                 "max_overflow": 0,
                 "queue_target": 0,
@@ -110,8 +107,7 @@ class Isolation:
         end = monotonic() + GRACE
         while (watch.held or self._unfinished()) and monotonic() < end:  # noqa: ASYNC110 -- no event
             await asyncio.sleep(0.005)
-        faults = [DROPPED.format(name=name, checkout=each) for each in watch.dropped]
-        faults += [LEAK.format(name=name, checkout=each) for each in watch.held.values()]
+        faults = [LEAK.format(name=name, checkout=each) for each in watch.held.values()]
         if unfinished := self._unfinished():
             faults += [
                 UNFINISHED.format(name=name, task=task.get_name(), coroutine=where(task))
@@ -121,7 +117,6 @@ class Isolation:
                 task.cancel()
             await asyncio.wait(unfinished, timeout=GRACE)
         watch.held.clear()
-        watch.dropped.clear()
         return faults
 
     def _unfinished(self) -> set[asyncio.Task[Any]]:

@@ -18,7 +18,7 @@ from .watch import COMMITTED, calling_lines
 
 CONTROL = re.compile(
     r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
-    r"(?:BEGIN|START\s+TRANSACTION|COMMIT|END|ABORT|ROLLBACK(?!.*\bTO\b)|PREPARE\s+TRANSACTION)\b",
+    r"(BEGIN|START\s+TRANSACTION|COMMIT|END|ABORT|ROLLBACK(?!.*\bTO\b)|PREPARE\s+TRANSACTION)\b",
     re.IGNORECASE | re.DOTALL,
 )
 """Statements that would begin or end the transaction that the sandbox is."""
@@ -139,8 +139,8 @@ class Sandbox:
 
     def _run(self, statement: str, execute: Callable[..., object], *parameters: object) -> bool:
         """Run a statement for SQLAlchemy if need be; return whether that is done."""
-        if CONTROL.match(statement):
-            word = statement.split(maxsplit=1)[0].upper().rstrip(";")
+        if found := CONTROL.match(statement):
+            word = found[1].upper()
             line = " <- ".join(calling_lines())
             raise InvalidRequestError(
                 REFUSED.format(name=self.name, statement=word, line=line, committed=COMMITTED)

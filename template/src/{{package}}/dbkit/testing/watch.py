@@ -56,7 +56,6 @@ class Checkout:
     task: asyncio.Task[Any] | None
     lines: tuple[str, ...]
     by_fixture: bool
-    invalidated: bool = False
 
     def __str__(self) -> str:
         return " <- ".join(self.lines) or "(no line of yours)"
@@ -76,8 +75,7 @@ class Watch:
     def __init__(self, name: str) -> None:
         self.name = name
         self.held: dict[ConnectionPoolEntry, Checkout] = {}
-        self.dropped: list[Checkout] = []
-        """Checkouts that nobody returned before the garbage collector came."""
+        """What is checked out; also what the garbage collector found, which is not returned."""
         self.users: WeakSet[asyncio.Task[Any]] = WeakSet()
         """Tasks that asked for a connection."""
         self.records: list[Record] = []
@@ -90,7 +88,6 @@ class Watch:
         pool.watch, pool.one_connection = self, one_connection
         event.listen(engine.sync_engine, "checkout", self._checked_out)
         event.listen(engine.sync_engine, "checkin", self._checked_in)
-        event.listen(engine.sync_engine, "invalidate", self._invalidated)
         event.listen(engine.sync_engine, "before_cursor_execute", self._executes)
 
     def asks(self, *, one_connection: bool) -> None:
@@ -110,13 +107,9 @@ class Watch:
         """Explain a timeout in the sandbox, unless a fixture wanted it."""
         for checkout in self.held.values():
             if not checkout.by_fixture:
-                why = f"waited {seconds:g} s for"
+                why = f"another task has held it for {seconds:g} s"
                 return InvalidRequestError(
-                    ONE_CONNECTION.format(
-                        name=self.name,
-                        why=f"another task holds it ({why} it)",
-                        holder=checkout,
-                    )
+                    ONE_CONNECTION.format(name=self.name, why=why, holder=checkout)
                 )
         return None
 
@@ -146,18 +139,12 @@ class Watch:
             if not checkout.by_fixture:
                 record.checkouts.append(str(checkout))
 
-    def _checked_in(self, connection: Any, entry: ConnectionPoolEntry) -> None:
-        checkout = self.held.pop(entry, None)
-        if checkout and connection is None and not checkout.invalidated:
-            self.dropped.append(checkout)
-
-    def _invalidated(self, _connection: Any, entry: ConnectionPoolEntry, _error: Any) -> None:
-        if checkout := self.held.get(entry):
-            checkout.invalidated = True
+    def _checked_in(self, _connection: Any, entry: ConnectionPoolEntry) -> None:
+        self.held.pop(entry, None)
 
     def _executes(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         for record in self.records:
-            record.statements.append(statement)
+            record.statements.append(" ".join(statement.split()))
 
 
 class WatchedPool(FairPool):

@@ -1,0 +1,277 @@
+"""Tests of a service of two databases, some of which do what its fixtures must not let pass.
+
+`test_testing.py` copies this to a rendered service, runs it and reads what became of each test.
+"""
+# pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownMemberType=false
+# pyright: reportUnknownParameterType=false, reportUnknownArgumentType=false
+
+import asyncio
+import gc
+from typing import Any
+
+import pytest
+from my_service.databases.audit import audit
+from my_service.databases.primary import primary
+from my_service.items.models import Item
+from my_service.notes.audit import Note
+from sqlalchemy import func, insert, select, text
+from sqlalchemy.exc import IntegrityError, InvalidRequestError
+
+KEPT: list[Any] = []
+
+
+async def count(database: Any, table: Any) -> int:
+    async with database.session() as session:
+        return await session.scalar(select(func.count()).select_from(table)) or 0
+
+
+# What works
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+async def test_rolled_back_however_written(client: Any, turn: int) -> None:
+    assert await count(primary, Item) == 0
+    assert await count(audit, Note) == 0
+
+    assert (await client.post("/items", json={"name": "by request"})).status_code == 201
+    async with primary.session() as session:
+        session.add(Item(name="by session", quantity=turn))
+    async with primary.engine.begin() as connection:
+        await connection.execute(insert(Item).values(name="by engine", quantity=turn))
+    async with primary.engine.connect() as connection:
+        await connection.execute(insert(Item).values(name="by commit", quantity=turn))
+        await connection.commit()
+        await connection.execute(insert(Item).values(name="not committed", quantity=turn))
+    autocommit = primary.engine.execution_options(isolation_level="AUTOCOMMIT")
+    async with autocommit.connect() as connection:
+        await connection.execute(insert(Item).values(name="by autocommit", quantity=turn))
+        with pytest.raises(IntegrityError):
+            await connection.execute(insert(Item).values(name="by autocommit", quantity=turn))
+    async with primary.engine.connect() as connection:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        async with driver.transaction():
+            await driver.execute("INSERT INTO items (name, quantity) VALUES ('by driver', 1)")
+    async with audit.engine.begin() as connection:
+        await connection.execute(insert(Note).values(item_id=1, text="by engine"))
+    async with audit.session() as session:
+        session.add(Note(item_id=1, text="by session"))
+
+    assert await count(primary, Item) == 6
+    assert await count(audit, Note) == 2
+
+
+async def test_an_error_undoes_its_own_transaction(client: Any) -> None:
+    for database, row in ((primary, Item(name="a", quantity=1)), (audit, Note(item_id=1, text=""))):
+        with pytest.raises(RuntimeError, match="planned"):  # noqa: PT012 -- an `async with` is one
+            async with database.session() as session:
+                session.add(row)
+                await session.flush()
+                raise RuntimeError("planned")
+        assert await count(database, type(row)) == 0
+
+
+async def test_requests_at_once(client: Any) -> None:
+    names = [f"item {number}" for number in range(20)]
+
+    answers = await asyncio.gather(*(client.post("/items", json={"name": n}) for n in names))
+
+    assert {answer.status_code for answer in answers} == {201}
+    assert await count(primary, Item) == 20
+
+
+async def test_isolation_levels_are_taken(databases: Any) -> None:
+    serializable = primary.engine.execution_options(isolation_level="SERIALIZABLE")
+    async with serializable.begin() as connection:
+        assert (await connection.execute(select(1))).scalar() == 1
+
+
+async def test_pool_of_one_with_whom_to_wait_for(databases: Any) -> None:
+    async with primary.session() as session:
+        await session.execute(select(1))
+        with pytest.raises(InvalidRequestError) as raised:
+            await count(primary, Item)
+    assert "primary: the sandbox has one connection, and this task holds it already" in str(
+        raised.value
+    )
+    assert "suite.py" in str(raised.value)
+    assert "end the first session before the second begins" in str(raised.value)
+
+
+@pytest.mark.committed
+@pytest.mark.parametrize("turn", [1, 2])
+async def test_committed_in_a_copy_of_its_own(client: Any, turn: int) -> None:
+    assert primary.pool.size() == 10
+    assert "_main_" in primary.settings.url.database
+    assert "_main_" in audit.settings.url.database
+    async with primary.session() as first:
+        first.add(Item(name="lamp", quantity=turn))
+        await first.flush()
+        assert await count(primary, Item) == 0
+    assert await count(primary, Item) == 1
+
+
+@pytest.mark.committed("audit")
+async def test_committed_in_one_database_alone(client: Any) -> None:
+    assert audit.pool.size() == 10
+    assert primary.pool.size() == 1
+
+
+async def test_exhausted(client: Any, pool_exhausted: Any) -> None:
+    async with pool_exhausted("primary"):
+        answer = await client.get("/items")
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert (await client.get("/items")).status_code == 200
+
+
+@pytest.mark.committed("primary")
+async def test_exhausted_in_full(client: Any, pool_exhausted: Any) -> None:
+    async with pool_exhausted("primary"):
+        assert primary.pool.checkedout() == 10
+        assert (await client.get("/items")).status_code == 503
+    assert (await client.get("/items")).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["primary", "audit"])
+async def test_down(client: Any, database_down: Any, add_rows: Any, name: str) -> None:
+    await add_rows(Item(name="lamp", quantity=1), Note(item_id=1, text="bright"))
+    route = {"primary": "/items/1", "audit": "/audit/notes/1"}[name]
+    async with database_down(name):
+        assert (await client.get(route)).status_code == 503
+        assert (await client.get("/readyz")).json()["databases"][name]["status"] == "down"
+    assert (await client.get("/readyz")).json()["databases"][name]["status"] == "up"
+    assert [await count(primary, Item), await count(audit, Note)] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["primary", "audit"])
+async def test_slow(databases: Any, slow_database: Any, name: str) -> None:
+    with slow_database(name, 0.5), pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05), databases[name].session() as session:
+            await session.execute(select(1))
+
+
+def test_sync_client(sync_client: Any, assert_checkouts: Any) -> None:
+    with assert_checkouts(1):
+        created = sync_client.post("/items", json={"name": "lamp"})
+    assert sync_client.get(f"/items/{created.json()['id']}").json() == created.json()
+
+
+def test_sync_client_is_rolled_back(sync_client: Any) -> None:
+    assert sync_client.get("/items").json()["items"] == []
+
+
+def test_overrides_are_set_in_one_test(running_app: Any, databases: Any) -> None:
+    running_app.dependency_overrides[count] = count
+
+
+def test_overrides_are_gone_in_the_next(running_app: Any) -> None:
+    assert running_app.dependency_overrides == {}
+
+
+# What is planted
+
+
+async def test_plants_a_leak(databases: Any) -> None:
+    connection = await primary.engine.connect()  # the leak
+    KEPT.append(connection)
+    await connection.execute(insert(Item).values(name="leaked", quantity=1))
+
+
+async def test_plants_a_leak_for_the_garbage_collector(databases: Any) -> None:
+    connection = await audit.engine.connect()  # the drop
+    with pytest.warns(match="garbage collector"):  # noqa: PT031 -- whichever of the two collects it
+        del connection
+        gc.collect()
+
+
+async def test_plants_a_task(databases: Any) -> None:
+    async def hold() -> None:
+        async with primary.session() as session:
+            session.add(Item(name="task's", quantity=1))
+            await session.flush()
+            await asyncio.sleep(60)  # in the task
+
+    KEPT.append(asyncio.create_task(hold(), name="planted"))
+    while not primary.pool.checkedout():  # noqa: ASYNC110 -- there is no event
+        await asyncio.sleep(0.001)
+
+
+async def test_plants_a_waiting_task(databases: Any) -> None:
+    async def use() -> None:
+        await count(primary, Item)
+        await asyncio.sleep(60)  # asleep
+
+    KEPT.append(asyncio.create_task(use(), name="sleeper"))
+    await asyncio.sleep(0.1)
+
+
+async def test_plants_a_commit(databases: Any) -> None:
+    async with primary.session() as session:
+        session.add(Item(name="committed", quantity=1))
+        await session.execute(text("commit"))  # the commit
+
+
+async def test_plants_a_commit_in_sqlite(databases: Any) -> None:
+    async with audit.session() as session:
+        session.add(Note(item_id=1, text="committed"))
+        await session.execute(text("/* for real */ COMMIT;"))  # the other commit
+
+
+@pytest.mark.parametrize("name", ["primary", "audit"])
+async def test_plants_a_commit_by_the_driver(databases: Any, name: str) -> None:
+    row = {"primary": Item(name="driver", quantity=1), "audit": Note(item_id=1, text="driver")}
+    async with databases[name].session() as session:
+        session.add(row[name])
+    async with databases[name].engine.connect() as connection:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        await driver.execute("COMMIT")
+
+
+async def test_plants_a_second_connection(client: Any) -> None:
+    async with primary.session() as session:
+        session.add(Item(name="first", quantity=1))
+        await session.flush()  # the first
+        await client.get("/items")
+
+
+async def test_plants_a_lost_connection(databases: Any) -> None:
+    async with primary.session() as session:
+        session.add(Item(name="lost", quantity=1))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05), primary.session() as session:
+            await session.execute(text("SELECT pg_sleep(5)"))
+    await count(primary, Item)  # after the loss
+
+
+async def test_plants_one_statement_too_many(client: Any, assert_statements: Any) -> None:
+    with assert_statements(1):
+        await client.get("/items")
+        await client.get("/items/1")
+
+
+async def test_plants_one_checkout_too_many(client: Any, assert_checkouts: Any) -> None:
+    with assert_checkouts(1, "primary"):
+        await client.get("/items")
+        await count(primary, Item)  # the other checkout
+
+
+@pytest.mark.committed("primry")
+async def test_plants_a_wrong_name(databases: Any) -> None: ...
+
+
+@pytest.mark.committed
+async def test_plants_an_engine_of_its_own(databases: Any) -> None:
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
+
+    connection = await create_async_engine(primary.settings.url).connect()
+    KEPT.append(connection)
+    await connection.execute(select(1))
+
+
+async def test_plants_a_use_outside(running_app: Any) -> None:
+    await count(primary, Item)
+
+
+async def test_nothing_of_all_this_is_left(databases: Any) -> None:
+    assert await count(primary, Item) == 0
+    assert await count(audit, Note) == 0
+    assert not primary.pool.snapshot().waiting

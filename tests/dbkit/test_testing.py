@@ -1,0 +1,202 @@
+"""The fixtures of a rendered service: what they isolate, and what they do not let pass."""
+
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from dbkit.testing.homes import run_parent
+from rendering import Renderer
+from running import copy_of, run, wait_until
+
+SUITE = Path(__file__).parent / "planted" / "suite.py"
+DATABASES = [{"name": "primary", "engine": "postgresql"}, {"name": "audit", "engine": "sqlite"}]
+
+pytestmark = pytest.mark.xdist_group("testing")
+
+
+@pytest.fixture(scope="module")
+def service(render: Renderer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a service of two databases, with the suite."""
+    folder = copy_of(render(databases=DATABASES), tmp_path_factory.mktemp("testing"))
+    (folder / "tests" / "suite.py").write_text(SUITE.read_text())
+    return folder
+
+
+def pytest_in(
+    service: Path, *arguments: str, variables: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the service's pytest."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"]
+    return run(service, *command, *arguments, variables=variables)
+
+
+@pytest.fixture(scope="module")
+def outcomes(service: Path) -> dict[str, str]:
+    """Run the suite; return by test what went wrong, "" if nothing did."""
+    report = service / "report.xml"
+    done = pytest_in(service, "tests/suite.py", f"--junit-xml={report}")
+    assert report.exists(), done.stdout
+    found: dict[str, str] = {}
+    for case in ET.parse(report).iter("testcase"):  # noqa: S314 -- our own
+        name = case.attrib["name"]
+        found.setdefault(name, "")
+        for kind in ("failure", "error"):
+            found[name] += "".join(
+                f"{each.attrib['message']}\n{each.text}" for each in case.findall(kind)
+            )
+    return found
+
+
+def line_of(comment: str) -> str:
+    """Name the line of the suite that bears a comment, as messages do."""
+    lines = SUITE.read_text().splitlines()
+    (number,) = (at for at, line in enumerate(lines, 1) if line.endswith(f"# {comment}"))
+    return f"tests/suite.py:{number}"
+
+
+def test_all_else_passes(outcomes: dict[str, str]) -> None:
+    """What the suite promises of itself, and the test that comes after all that is planted."""
+    others = {name: said for name, said in outcomes.items() if "plants" not in name}
+
+    assert len(others) >= 20
+    assert {name: said for name, said in others.items() if said} == {}
+
+
+@pytest.mark.parametrize(
+    ("test", "message", "line"),
+    [
+        ("a_leak", "primary: a connection was not returned; it was taken at", "the leak"),
+        (
+            "a_leak_for_the_garbage_collector",
+            "audit: a connection was not returned; it was taken at",
+            "the drop",
+        ),
+        (
+            "a_task",
+            "primary: the task planted used this database, and still ran when the test ended",
+            "in the task",
+        ),
+        (
+            "a_waiting_task",
+            "primary: the task sleeper used this database, and still ran when the test ended",
+            "asleep",
+        ),
+        ("a_commit", "primary: COMMIT would end the sandbox", "the commit"),
+        ("a_commit_in_sqlite", "audit: COMMIT would end the sandbox", "the other commit"),
+        (
+            "a_commit_by_the_driver[primary]",
+            "primary: the sandbox was left by a COMMIT or ROLLBACK that went to the driver",
+            None,
+        ),
+        (
+            "a_commit_by_the_driver[audit]",
+            "audit: the sandbox was left by a COMMIT or ROLLBACK that went to the driver",
+            None,
+        ),
+        (
+            "a_second_connection",
+            "primary: the sandbox has one connection, and this task holds it already",
+            "the first",
+        ),
+        ("a_lost_connection", "primary: the sandbox's connection was lost", "after the loss"),
+        ("one_statement_too_many", "2 statements, not 1:\n  primary: SELECT items.id", None),
+        ("one_checkout_too_many", "2 checkouts, not 1:\n  primary: ", "the other checkout"),
+        ("a_wrong_name", "no database primry; there is primary, audit", None),
+        (
+            "an_engine_of_its_own",
+            "primary: an engine of the test's own was still connected to its database",
+            None,
+        ),
+        ("a_use_outside", "have it ask for the fixture `databases` or `client`", None),
+    ],
+)
+def test_what_is_planted_fails_and_names_the_line(
+    outcomes: dict[str, str], test: str, message: str, line: str | None
+) -> None:
+    said = outcomes[f"test_plants_{test}"]
+
+    assert message in said
+    if line is not None:
+        assert line_of(line) in said
+
+
+def test_refuses_the_configured_database(service: Path) -> None:
+    done = pytest_in(
+        service,
+        "tests/test_health.py",
+        variables={
+            "DATABASE_URL": "postgres://owner:secret@127.0.0.1/orders",
+            "TEST_DATABASE_URL": "postgresql+asyncpg://tester:hidden@localhost:5432/orders",
+        },
+    )
+
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert (
+        "primary: the tests would use orders, which is what DATABASE_URL names; nothing was"
+        " touched. Set TEST_DATABASE_URL to another database"
+    ) in done.stdout
+    assert "secret" not in done.stdout
+    assert "hidden" not in done.stdout
+
+
+@pytest.fixture(scope="module")
+def lonely(render: Renderer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a service whose runs no other test begins."""
+    service = render(project_name="Left Behind", databases=DATABASES)
+    return copy_of(service, tmp_path_factory.mktemp("lonely"))
+
+
+def left_behind() -> list[Path]:
+    """List the folders of its runs."""
+    return list(run_parent().glob("left_behind-tests-*"))
+
+
+def test_workers_share_a_server_and_touch_nothing_configured(lonely: Path) -> None:
+    configured = lonely / "configured.sqlite3"
+    configured.write_bytes(b"not to be read")
+    (lonely / ".env").write_text(
+        "AUDIT_DATABASE_URL=sqlite:///configured.sqlite3\n"
+        "DATABASE_URL=postgresql://nobody@127.0.0.1:1/none\n"
+    )
+
+    done = pytest_in(lonely, "-n", "2")
+
+    assert done.returncode == 0, done.stdout
+    assert configured.read_bytes() == b"not to be read"
+    assert left_behind() == []
+
+
+def test_an_interrupted_run_leaves_nothing(lonely: Path) -> None:
+    (lonely / "tests" / "interrupted.py").write_text(
+        "import signal\n"
+        "async def test_interrupted(client):\n"
+        "    await client.post('/items', json={'name': 'lamp'})\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+    )
+
+    done = pytest_in(lonely, "tests/interrupted.py")
+
+    assert "KeyboardInterrupt" in done.stdout
+    assert left_behind() == []
+
+
+def test_what_a_killed_run_leaves_the_next_one_removes(lonely: Path) -> None:
+    (lonely / "tests" / "killed.py").write_text(
+        "import os, signal\n"
+        "async def test_killed(client):\n"
+        "    await client.post('/items', json={'name': 'lamp'})\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert pytest_in(lonely, "tests/killed.py").returncode == -9
+    (folder,) = left_behind()
+    wait_until(
+        lambda: not (folder / "postgres" / "data" / "postmaster.pid").exists(),
+        "the server has stopped",
+    )
+
+    done = pytest_in(lonely, "tests/test_health.py")
+
+    assert done.returncode == 0, done.stdout
+    assert left_behind() == []
