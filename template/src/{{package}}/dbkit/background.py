@@ -31,7 +31,10 @@ class Background:
         if loop is not self.loop:
             if self.loop is not None:
                 if self.loop.is_running():
-                    message = f"{self.name}: this pool is in use in another event loop"
+                    message = (
+                        f"{self.name}: this pool is in use in another event loop; run all that uses"
+                        " a database in one loop (in tests: see dbkit/testing)"
+                    )
                     raise exc.InvalidRequestError(message)
                 self.cancel(*self._timers)
                 self.tasks.clear()

@@ -51,6 +51,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Have anyio's plugin, if it is to run all that is async, run our fixtures for `def` tests."""
+    if config.pluginmanager.hasplugin("anyio") and config.getini("anyio_mode") == "auto":
+        for item in items:
+            if isinstance(item, pytest.Function) and "running_app" in item.fixturenames:
+                item.fixturenames.append("anyio_backend")
+
+
 def pytest_unconfigure() -> None:
     """Remove what workers that were killed have left."""
     remove_unused(run_parent())
@@ -88,11 +96,7 @@ def database_homes(app: FastAPI, pytestconfig: pytest.Config) -> Generator[dict[
 
 
 @pytest.fixture(scope="session")
-async def running_app(
-    app: FastAPI,
-    database_homes: dict[str, Home],
-    anyio_backend: str,  # So that tests which are no coroutines have fixtures which are.
-) -> AsyncGenerator[FastAPI]:
+async def running_app(app: FastAPI, database_homes: dict[str, Home]) -> AsyncGenerator[FastAPI]:
     """Run the application's lifespan, once for all tests of a worker."""
     databases: Databases = app.state.databases
     async with app.router.lifespan_context(app):
