@@ -15,6 +15,9 @@ from dbkit.pool import FairPool
 from sqlalchemy import URL, exc, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
+# The thread of an aiosqlite connection that a loop left open has nobody to answer to, and says so.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
@@ -79,8 +82,8 @@ def test_callers_are_served_and_nothing_is_left(url: URL, run: Run) -> None:
         for task in impatient[::2]:
             task.cancel()
         await asyncio.gather(*impatient, return_exceptions=True)
-        while pool_of(engine).snapshot().in_use:
-            await asyncio.sleep(0.001)  # noqa: ASYNC110 - the pool sets no event for this
+        while pool_of(engine).snapshot().in_use:  # noqa: ASYNC110 - nothing is set for it
+            await asyncio.sleep(0.001)
         assert await pool_of(engine).drain(5) == 0
         await engine.dispose()
         assert len(asyncio.all_tasks()) == 1
@@ -116,7 +119,7 @@ def test_loop_that_ends_under_load_does_no_harm_to_the_next(url: URL, run: Run) 
     async def hold() -> None:
         await engine.connect()
         for _ in range(10):
-            asyncio.get_running_loop().create_task(select(engine))  # noqa: RUF006 - it ends it
+            asyncio.get_running_loop().create_task(select(engine))
         await asyncio.sleep(0.01)
 
     with connections_left_behind():

@@ -58,11 +58,16 @@ class Background:
 
     def later(self, name: str, delay: float, method: Callable[[], None]) -> None:
         """Call a method once, unless a timer of that name runs; it keeps no pool alive."""
-        if name not in self._timers and self.loop is not None:
-            weak = weakref.WeakMethod(method)
-            self._timers[name] = self.loop.call_later(
-                delay, fire, weak, self._timers, name, context=Context()
-            )
+        if name in self._timers or self.loop is None:
+            return
+        timers, weak = self._timers, weakref.WeakMethod(method)
+
+        def fire() -> None:
+            timers.pop(name, None)
+            if call := weak():
+                call()
+
+        timers[name] = self.loop.call_later(delay, fire, context=Context())
 
     def cancel(self, *names: str) -> None:
         """Stop the timers of these names, or all."""
@@ -89,14 +94,3 @@ class Background:
         for condition, future in self._watchers:
             if not future.done() and condition():
                 future.set_result(None)
-
-
-def fire(
-    method: "weakref.WeakMethod[Callable[[], None]]",
-    timers: dict[str, asyncio.TimerHandle],
-    name: str,
-) -> None:
-    """Call what a timer was set for, if its owner still lives."""
-    timers.pop(name, None)
-    if call := method():
-        call()

@@ -158,7 +158,9 @@ class Connections:
         return self.breaker.state == "closed" and self.open < self.options.limit
 
     def _start_connect(self) -> None:
-        self._connects.add(self._background.spawn(self._connect()))
+        task = self._background.spawn(self._connect())
+        self._connects.add(task)
+        task.add_done_callback(self._connects.discard)  # If it is cancelled before it begins.
 
     async def _connect(self) -> None:
         began = monotonic()
