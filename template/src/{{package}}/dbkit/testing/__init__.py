@@ -117,9 +117,12 @@ async def isolations(
     isolations = {
         name: Isolation(database, database_homes[name]) for name, database in databases.items()
     }
-    yield isolations
-    for isolation in isolations.values():
-        await isolation.close()
+    async with AsyncExitStack() as stack:
+        for home in database_homes.values():
+            await stack.enter_async_context(home.stay_connected())
+        yield isolations
+        for isolation in isolations.values():
+            await isolation.close()
 
 
 @pytest.fixture

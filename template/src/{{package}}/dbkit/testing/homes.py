@@ -5,7 +5,6 @@ PostgreSQL, which the first worker starts and the others attach to, and the file
 Each database is migrated once, into a template; workers, and tests that commit, get copies.
 """
 
-import asyncio
 import contextlib
 import os
 import shutil
@@ -39,9 +38,6 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- Linux's tmpfs; our folder in i
 ROOM = 1 << 30
 """Bytes that must be free there. CREATE DATABASE takes 8 ms in memory, 300 ms on a disk."""
 
-GRACE = 0.25
-"""Seconds that connections have to end before they are ended."""
-
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
 RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid4().hex
 LOCK = 0x74657374  # "test": one worker makes a template, the others wait.
@@ -67,10 +63,10 @@ class Home(ABC):
         await self.copy(url)
         return url
 
-    async def drop(self, url: URL) -> bool:
-        """Drop a copy; False if somebody was still connected to it."""
+    async def drop(self, url: URL) -> None:
+        """Drop a copy, whoever is connected to it."""
         self.copies.remove(url)
-        return await self.delete(url)
+        await self.delete(url)
 
     def at(self, suffix: str) -> URL:
         """Return the URL of one of our databases."""
@@ -98,8 +94,17 @@ class Home(ABC):
         """Make a copy of the template at `url`, in place of what is there."""
 
     @abstractmethod
-    async def delete(self, url: URL) -> bool:
-        """Delete a database; False if somebody was still connected to it."""
+    async def delete(self, url: URL) -> None:
+        """Delete a database, whoever is connected to it."""
+
+    @asynccontextmanager
+    async def stay_connected(self) -> AsyncGenerator[None]:
+        """Keep what is needed to make copies until exit, in this event loop."""
+        yield
+
+    async def connections(self, url: URL) -> int:
+        """Count the connections to a copy; 0 where nobody knows."""
+        return 0
 
     async def clear(self) -> None:
         """Drop what would stay behind."""
@@ -110,9 +115,27 @@ class Home(ABC):
 class PostgresHome(Home):
     """Databases on a server, beside the one that is named."""
 
+    _kept: AsyncConnection | None = None
+
+    @asynccontextmanager
+    async def stay_connected(self) -> AsyncGenerator[None]:
+        """Keep a connection until exit: to open one takes as long as to make a copy."""
+        async with self.connect() as self._kept:
+            yield
+        self._kept = None
+
+    async def connections(self, url: URL) -> int:
+        """Count the connections to a copy."""
+        count = text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name")
+        async with self.connect() as connection:
+            return (await connection.execute(count, {"name": url.database})).scalar_one()
+
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[AsyncConnection]:
         """Connect to the database that is named, to make others."""
+        if self._kept is not None:
+            yield self._kept
+            return
         settings = DatabaseSettings(url=self.base, statement_timeout=0, lock_timeout=0)
         prefix = self.database.env_prefix
         engine = create_engine(self.database.name, prefix, settings, pooled=False)
@@ -144,20 +167,14 @@ class PostgresHome(Home):
                 text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
             )
 
-    async def delete(self, url: URL) -> bool:
-        """Delete a database; False if somebody was still connected to it."""
-        used = text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name")
-        end = time.monotonic() + GRACE
+    async def delete(self, url: URL) -> None:
+        """Delete a database, whoever is connected to it."""
         async with self.connect() as connection:
-            while count := (await connection.execute(used, {"name": url.database})).scalar():
-                if time.monotonic() > end:
-                    break
-                await asyncio.sleep(0.005)  # Connections that were closed take a moment to end.
             await connection.execute(text(f"DROP DATABASE IF EXISTS {quoted(url)} WITH (FORCE)"))
-        return not count
 
     async def clear(self) -> None:
         """Drop this worker's copies and, after the last worker, the template."""
+        self._kept = None  # After Ctrl-C it is one of an event loop that has ended.
         await super().clear()
         with contextlib.suppress(DBAPIError):  # Another worker copies it at this moment.
             async with self.connect() as connection:
@@ -187,10 +204,9 @@ class SqliteHome(Home):
         delete_file(url)
         shutil.copyfile(str(self.template.database), str(url.database))
 
-    async def delete(self, url: URL) -> bool:
+    async def delete(self, url: URL) -> None:
         """Delete a file; who is still connected to it keeps what has no name any more."""
         delete_file(url)
-        return True
 
     async def clear(self) -> None:
         """Delete this worker's files."""

@@ -67,9 +67,12 @@ class Isolation:
                 yield faults
             finally:
                 faults += await self._leaks()
-                await self.database.pool.drain(0)
-                if not await self._home.drop(url) and not faults:
+                pool = self.database.pool.snapshot()
+                others = await self._home.connections(url) > pool.in_use + pool.idle
+                if others and not faults:
                     faults.append(CONNECTED.format(name=self.database.name))
+                await self.database.pool.drain(0)
+                await self._home.drop(url)
 
     async def close(self) -> None:
         """Close the sandbox; the next test makes another."""
