@@ -1,23 +1,87 @@
-"""Draw `results.json` into the documentation.
+"""Write `results.json` into the documentation: a picture and a table.
 
 uv run --group plots python -m benchmarks.overload.plot
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
-PICTURE = HERE.parents[1] / "docs" / "images" / "overload.svg"
+DOCS = HERE.parents[1] / "docs"
+PICTURE = DOCS / "images" / "overload.svg"
+PAGE = DOCS / "pool.md"
+BEGIN, END = "<!-- overload: written by benchmarks/overload/plot.py -->", "<!-- /overload -->"
 LABELS = {"stock": "SQLAlchemy's queue pool", "fair": "FairPool"}
 COLOURS = {"stock": "#b0413e", "fair": "#1f6f8b"}
 
 
+def table(results: dict[str, Any]) -> str:
+    """Write the figures as Markdown."""
+    rows = ["| | SQLAlchemy's queue pool | FairPool |", "| --- | --- | --- |"]
+
+    def row(name: str, sentence: Callable[[dict[str, Any]], str], of: dict[str, Any]) -> None:
+        rows.append(f"| {name} | {sentence(of['stock'])} | {sentence(of['fair'])} |")
+
+    for load in (key for key in results if key.replace(".", "").isdigit()):
+        row(
+            f"{load} x capacity ({results['capacity']:.0f}/s)",
+            under_load,
+            results[load],
+        )
+    row(
+        "four bursts of 80",
+        lambda each: f"{each['served']:g} served, {each['refused']:g} refused",
+        results["burst"],
+    )
+    row(
+        "cold start: clients wait 30 ms, a connect takes 60 ms",
+        lambda each: f"{each['served']:g} of {each['sent']:g} served",
+        results["cold_start"],
+    )
+    row(
+        "a server that refuses: 100 requests at once",
+        lambda each: (
+            f"{each['within_0.1_s']} told within 0.1 s, the last after {each['last']:.2f} s"
+        ),
+        results["refused"],
+    )
+    cost = results["checkout_cost"]
+    rows.append(
+        f"| CPU of a checkout without a queue | {cost['stock']:.0f} us | {cost['fair']:.0f} us"
+        f" (x {cost['ratio']:.3f} in the median of 15 rounds) |"
+    )
+    return "\n".join(rows)
+
+
+def under_load(each: dict[str, Any]) -> str:
+    """Write the figures of one contender under one load."""
+    text = f"{each['good']:.0f} good/s, p50 {milliseconds(each['p50'])},"
+    text += f" p99 {milliseconds(each['p99'])}; {100 * (each['wasted'] or 0):.0f} % wasted"
+    if each["time_to_error"] is not None:
+        text += f"; turned away after {milliseconds(each['time_to_error'])}"
+    return text
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Write a time, or that there is none."""
+    return "none" if seconds is None else f"{1000 * seconds:.0f} ms"
+
+
 def main() -> None:
-    """Draw good responses, and the slowest of them, against the load."""
+    """Write both."""
     results: dict[str, Any] = json.loads((HERE / "results.json").read_text())
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{after}")
+    draw(results)
+
+
+def draw(results: dict[str, Any]) -> None:
+    """Draw good responses, and the slowest of them, against the load."""
     loads = [key for key in results if key.replace(".", "").isdigit()]
     figure, (good, slow) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for offset, contender in ((-0.2, "stock"), (0.2, "fair")):
