@@ -60,6 +60,14 @@ async def test_rolled_back_however_written(client: Any, turn: int) -> None:
     assert await count(audit, Note) == 2
 
 
+@pytest.mark.parametrize("turn", [1, 2])
+async def test_autocommit_in_a_test_of_its_own(databases: Any, turn: int) -> None:
+    autocommit = primary.engine.execution_options(isolation_level="AUTOCOMMIT")
+    async with autocommit.connect() as connection:
+        await connection.execute(insert(Item).values(name="by autocommit", quantity=turn))
+    assert await count(primary, Item) == 1
+
+
 async def test_an_error_undoes_its_own_transaction(client: Any) -> None:
     for database, row in ((primary, Item(name="a", quantity=1)), (audit, Note(item_id=1, text=""))):
         with pytest.raises(RuntimeError, match="planned"):  # noqa: PT012 -- an `async with` is one

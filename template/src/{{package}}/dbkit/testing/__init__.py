@@ -29,7 +29,8 @@ from sqlalchemy.orm import DeclarativeBase
 
 from ..database import Databases
 from . import faults
-from .homes import Home, find_homes, remove_unused, run_parent
+from .folder import remove_unused, run_parent
+from .homes import Home, find_homes
 from .isolation import Isolation
 from .watch import Record
 

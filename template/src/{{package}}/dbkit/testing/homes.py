@@ -1,21 +1,17 @@
 """Where the databases of a test run are: never where the service's own are.
 
-A run has one folder, shared by its workers, in memory where there is room. In it are one
-PostgreSQL, which the first worker starts and the others attach to, and the files of SQLite.
-Each database is migrated once, into a template; workers, and tests that commit, get copies.
+In the folder of the run are one PostgreSQL, which the first worker starts and the others
+attach to, and the files of SQLite. Each database is migrated once, into a template; workers,
+and tests that commit, get copies.
 """
 
 import contextlib
 import os
 import shutil
-import sys
-import tempfile
-import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from sqlalchemy import URL, text
@@ -26,20 +22,13 @@ from .. import migrations
 from ..checks import address
 from ..database import Database, Databases
 from ..embedded import TEST_SETTINGS, EmbeddedPostgres
-from ..engine import SERVICE, create_engine
+from ..engine import create_engine
 from ..errors import NotConfigured
 from ..settings import DatabaseSettings, environment
 from ..urls import parse_url
-
-if sys.platform != "win32":
-    import fcntl
-
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- Linux's tmpfs; our folder in it is 0700
-ROOM = 1 << 30
-"""Bytes that must be free there. CREATE DATABASE takes 8 ms in memory, 300 ms on a disk."""
+from .folder import RUN, run_folder
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
-RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid4().hex
 LOCK = 0x74657374  # "test": one worker makes a template, the others wait.
 
 
@@ -281,64 +270,3 @@ def refuse_configured(databases: Databases, homes: dict[str, Home]) -> None:
 def quoted(url: URL) -> str:
     """Quote the name of a database for SQL, in which colons begin parameters."""
     return '"' + str(url.database).replace('"', '""').replace(":", "\\:") + '"'
-
-
-# The folder
-
-
-@contextmanager
-def run_folder() -> Generator[Path]:
-    """Make the folder of this run, or share it; the last of its processes removes it."""
-    parent = run_parent()
-    if sys.platform == "win32":  # No shared locks: each worker has a folder and a server.
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own:
-            yield Path(own)
-        return
-    remove_unused(parent)
-    folder = parent / f"{SERVICE}-tests-{RUN}"
-    while True:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            used = (folder / "used").open("ab")
-            fcntl.flock(used, fcntl.LOCK_SH)
-            if (folder / "used").exists():
-                break
-            used.close()  # Somebody took it for one that is left over.
-    try:
-        yield folder
-    finally:
-        used.close()
-        remove_unused(parent)
-
-
-def run_parent() -> Path:
-    """Return where the folders of runs are."""
-    room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > ROOM
-    return SHARED_MEMORY if room else Path(tempfile.gettempdir())
-
-
-def remove_unused(parent: Path) -> None:
-    """Remove our folder, and those of runs that crashed: whatever no process uses."""
-    if sys.platform == "win32":
-        return
-    for folder in parent.glob(f"{SERVICE}-tests-*"):
-        with contextlib.suppress(OSError):
-            if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
-                continue
-            with (folder / "used").open("ab") as used:
-                fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                wait_for_server(folder / "postgres" / "lock")
-                shutil.rmtree(folder)
-
-
-def wait_for_server(lock: Path) -> None:
-    """Wait until the server, which stops after its last user, has gone."""
-    if sys.platform == "win32" or not lock.exists():
-        return
-    end = time.monotonic() + 10
-    with lock.open("rb") as held:
-        while time.monotonic() < end:
-            with contextlib.suppress(OSError):
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            time.sleep(0.01)

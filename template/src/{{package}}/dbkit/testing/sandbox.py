@@ -46,7 +46,7 @@ class Sandbox:
         self._begun: DBAPIConnection | None = None
         self._committed = False
         self._in_savepoint = False
-        self._autocommit = False
+        self._autocommit: DBAPIConnection | None = None
         self._dialect: Any = engine.sync_engine.dialect
         self._roll_back = self._dialect.do_rollback
         # The dialect is this engine's own.
@@ -73,7 +73,7 @@ class Sandbox:
     def forget(self) -> None:
         """Begin anew, with a connection that has nothing of the one before."""
         self._begun = None
-        self._committed = self._in_savepoint = self._autocommit = False
+        self._committed = self._in_savepoint = False
 
     def _end(self, connection: Any) -> str | None:
         lost = connection is not self._begun
@@ -102,7 +102,7 @@ class Sandbox:
                 run(connection, "BEGIN IMMEDIATE")  # asyncpg's begins by itself.
             run(connection, "SAVEPOINT sandbox")
             self._begun = connection
-        if not self._autocommit:
+        if self._autocommit is not connection:
             run(connection, "SAVEPOINT in_sandbox")
             self._in_savepoint = True
 
@@ -119,12 +119,12 @@ class Sandbox:
             run(self._begun, "ROLLBACK TO SAVEPOINT in_sandbox", "RELEASE SAVEPOINT in_sandbox")
             self._in_savepoint = False
 
-    def _set_isolation_level(self, _connection: Any, level: str) -> None:
+    def _set_isolation_level(self, connection: DBAPIConnection, level: str) -> None:
         # A savepoint has no isolation level of its own.
-        self._autocommit = level == "AUTOCOMMIT"
+        self._autocommit = connection if level == "AUTOCOMMIT" else None
 
-    def _reset_isolation_level(self, _connection: Any) -> None:
-        self._autocommit = False
+    def _reset_isolation_level(self, _connection: DBAPIConnection) -> None:
+        self._autocommit = None
 
     # Statements
 
@@ -145,7 +145,7 @@ class Sandbox:
             raise InvalidRequestError(
                 REFUSED.format(name=self.name, statement=word, line=line, committed=COMMITTED)
             )
-        if not self._autocommit or self._begun is None:
+        if self._begun is None or self._autocommit is not self._begun:
             return False
         # What fails in AUTOCOMMIT undoes itself alone.
         run(self._begun, "SAVEPOINT in_sandbox")
