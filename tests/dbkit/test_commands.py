@@ -355,6 +355,18 @@ async def runserver(service: Service, *flags: str) -> AsyncGenerator[Running]:
 
 
 @pytest.mark.parametrize("flags", [["--reload"], ["--no-reload"]])
+async def test_a_runserver_that_is_killed_leaves_no_process(
+    service: Service, flags: list[str]
+) -> None:
+    async with runserver(service, *flags) as running:
+        await running.ready()
+        running.process.kill()
+        await running.end()
+
+    assert running.process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("flags", [["--reload"], ["--no-reload"]])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 async def test_runserver_ends_with_all_that_it_started(
     service: Service, flags: list[str], how: signal.Signals

@@ -22,7 +22,7 @@ from alembic.util import CommandError
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 
-from . import checks, migrations
+from . import checks, migrations, reloading
 from .database import Database, Databases
 from .embedded import EmbeddedPostgres, find_binaries
 from .errors import DatabaseError, EmbeddedFailed, NotConfigured
@@ -242,8 +242,12 @@ def runserver(
             if each not in local:
                 tell_pending(each)
         typer.echo(f"\n  {service.app} is at http://{host}:{port}/docs (stop it with Ctrl-C)\n")
-        folders = ["src"] if reload else None
-        uvicorn.run(service.app, host=host, port=port, reload=reload, reload_dirs=folders)
+        if reload:
+            os.environ[reloading.VARIABLE] = service.app
+            app = f"{reloading.__name__}:application"
+            uvicorn.run(app, factory=True, host=host, port=port, reload=True, reload_dirs=["src"])
+        else:
+            uvicorn.run(service.app, host=host, port=port)
 
 
 def tell_pending(database: Database) -> None:
