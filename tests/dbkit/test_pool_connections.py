@@ -7,6 +7,7 @@ import weakref
 from contextvars import ContextVar
 
 import pytest
+from dbkit.breaker import Breaker
 from dbkit.errors import Unreachable
 from dbkit.pool import FairPool
 from pool_fakes import FakeServer, give, in_virtual_time, outcomes, queue, settle, take, taken
@@ -196,6 +197,26 @@ async def test_only_one_probe_asks_a_server_that_does_not_answer() -> None:
 
     assert server.asked == 1
     assert pool.snapshot().breaker == "probing"
+
+
+def test_breaker_counts_failures_in_a_row() -> None:
+    breaker = Breaker(threshold=3)
+
+    opened = [breaker.fail(OSError(), now=0.0) for _ in range(2)]
+    breaker.succeed()
+    opened += [breaker.fail(OSError(), now=0.0) for _ in range(3)]
+
+    assert opened == [False, False, False, False, True]
+
+
+def test_processes_do_not_ask_again_in_the_same_moment() -> None:
+    breakers = [Breaker(threshold=1) for _ in range(20)]
+
+    for breaker in breakers:
+        breaker.fail(OSError(), now=0.0)
+
+    assert len({breaker.retry_at for breaker in breakers}) == 20
+    assert all(0.05 <= breaker.retry_at <= 0.15 for breaker in breakers)
 
 
 class TooManyConnections(Exception):
@@ -421,6 +442,23 @@ async def test_keepalive_does_not_make_a_connection_look_used() -> None:
     assert len(server.open) == 1
 
 
+@in_virtual_time
+async def test_keepalive_does_not_change_which_connection_is_used_next() -> None:
+    server = FakeServer()
+    pool = server.pool(pool_size=2, keepalive=20, ping_after=1000)
+    seldom, often = await take(pool), await take(pool)
+    await give(seldom)
+    await asyncio.sleep(10)
+    await give(often)
+
+    await asyncio.sleep(11)
+    assert server.pings == 1
+    used = await take(pool)
+
+    assert used.driver_connection
+    assert used.driver_connection.number == 2
+
+
 # Keeping
 
 
@@ -515,9 +553,9 @@ async def test_old_connections_are_replaced_in_the_background_and_not_at_once() 
 @in_virtual_time
 async def test_callers_do_not_wait_for_an_old_connection_to_be_replaced() -> None:
     server = FakeServer()
-    pool = server.pool(pool_size=2, recycle=100, ping_after=1000)
-    await pool.warm(2, deadline=1)
-    server.latency = 1.0
+    pool = server.pool(pool_size=3, recycle=100, ping_after=1000)
+    await pool.warm(3, deadline=1)
+    server.latency = 0.1
 
     for _ in range(1000):
         connection = await take(pool)

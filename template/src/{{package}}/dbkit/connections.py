@@ -211,7 +211,6 @@ class Connections:
     def _note_answer(self) -> None:
         away = monotonic() - self.breaker.opened_at
         if self.breaker.succeed():
-            self._background.cancel("probe")
             logger.warning("%s: reachable again, after %.1f s", self._background.name, away)
 
     def _probe(self) -> None:

@@ -99,6 +99,7 @@ class FairPool(Pool):
         # What each checkout and each return looks at.
         self._idle = self._connections.idle
         self._slots = self._connections.slots
+        self._waiters = self._queue.waiters
         self._ping_after = ping_after
         self._suspended = False
         self._closed = False
@@ -108,7 +109,7 @@ class FairPool(Pool):
 
     def _do_get(self) -> ConnectionPoolEntry:
         idle = self._idle
-        if idle and not self._queue and not self._suspended:
+        if idle and not self._waiters and not self._suspended:
             slot = idle[-1]
             now = monotonic()
             if (
@@ -132,7 +133,7 @@ class FairPool(Pool):
         slot.used = slot.contact = now = monotonic()
         if (
             connections.kept
-            and not self._queue
+            and not self._waiters
             and now < slot.expires
             and slot.taken > connections.suspected_at
             and not is_invalidated(record)
@@ -351,9 +352,6 @@ class FairPool(Pool):
         now = monotonic()
         if self._closed:
             raise self._draining()
-        if self._connections.hopeless:
-            self._connections.counters.refused += 1
-            raise self._unreachable(now)
         if self.options.max_waiting is not None and len(self._queue) >= self.options.max_waiting:
             raise self._overloaded(now, waited=0.0)
         waiter = Waiter(loop.create_future(), now)

@@ -37,42 +37,43 @@ class WaitQueue:
         self.target = target
         self.interval = interval
         # Ordered, and O(1) to leave: thousands of waiters may be cancelled at once.
-        self._waiters: OrderedDict[Waiter, None] = OrderedDict()
+        self.waiters: OrderedDict[Waiter, None] = OrderedDict()
+        """Who waits; to be looked at, and changed by the methods only."""
         self._short_at = -inf  # When a wait was last short.
         self._shed_at = -inf
 
     def __len__(self) -> int:
-        return len(self._waiters)
+        return len(self.waiters)
 
     def join(self, waiter: Waiter) -> None:
         """Put a waiter at the end."""
         # Empty is short; but not if it is because everybody was turned away.
-        if not self._waiters and waiter.since >= self._shed_at + self.interval:
+        if not self.waiters and waiter.since >= self._shed_at + self.interval:
             self._short_at = waiter.since
-        self._waiters[waiter] = None
+        self.waiters[waiter] = None
 
     def leave(self, waiter: Waiter) -> None:
         """Take a waiter out, wherever it stands."""
-        self._waiters.pop(waiter, None)
+        self.waiters.pop(waiter, None)
 
     def clear(self) -> None:
         """Forget everybody: their event loop has ended."""
-        self._waiters.clear()
+        self.waiters.clear()
 
     def oldest(self) -> Waiter | None:
         """Return the waiter that is next, past those whose caller has gone."""
-        while self._waiters:
-            waiter = next(iter(self._waiters))
+        while self.waiters:
+            waiter = next(iter(self.waiters))
             if not waiter.future.done():
                 return waiter
-            del self._waiters[waiter]
+            del self.waiters[waiter]
         return None
 
     def serve(self, now: float) -> Waiter | None:
         """Take out the waiter that is next."""
         if waiter := self.oldest():
-            del self._waiters[waiter]
-            if not self._waiters or now - waiter.since <= (self.target or inf):
+            del self.waiters[waiter]
+            if not self.waiters or now - waiter.since <= (self.target or inf):
                 self._short_at = now
         return waiter
 
@@ -90,7 +91,7 @@ class WaitQueue:
     def expire(self, now: float, age: float) -> Iterator[Waiter]:
         """Take out, one by one, those who have waited for `age` seconds or longer."""
         while (waiter := self.oldest()) and now - waiter.since >= age:
-            del self._waiters[waiter]
+            del self.waiters[waiter]
             yield waiter
 
     def due(self, now: float) -> float:
