@@ -56,26 +56,35 @@ class Probe:
         await self._hang_up()
 
     async def ask(self) -> None:
-        """Ask the server once; log when it goes down and when it comes back."""
+        """Ask the server; log when it goes down and when it comes back."""
+        error = await self._try()
+        if isinstance(error, TimeoutError):
+            # Perhaps the server was slow, perhaps our own event loop: the second try decides.
+            error = await self._try()
+        if error is None:
+            self.is_up = self.has_been_up = True
+            if self._down_since is not None:
+                seconds = time.monotonic() - self._down_since
+                logger.warning("%s: up again after %.1f s", self._name, seconds)
+                self._down_since = None
+            return
+        self.is_up = False
+        if self._down_since is None:
+            self._down_since = time.monotonic()
+            why = str(error).removeprefix(f"{self._name}: ").partition("\n")[0]
+            logger.error("%s: down: %s", self._name, why or f"no answer in {self._timeout:g} s")
+
+    async def _try(self) -> Exception | None:
+        """Ask once, and return what went wrong."""
         try:
             async with asyncio.timeout(self._timeout):
                 if self._connection is None:
                     self._connection = await self._engine.connect()
                 await self._connection.execute(select(1))
         except Exception as error:  # noqa: BLE001 -- whatever went wrong, there was no answer.
-            self.is_up = False
-            if self._down_since is None:
-                self._down_since = time.monotonic()
-                why = str(error).removeprefix(f"{self._name}: ").partition("\n")[0]
-                why = why or f"no answer in {self._timeout:g} s"
-                logger.error("%s: down: %s", self._name, why)  # noqa: TRY400
             await self._hang_up()
-        else:
-            self.is_up = self.has_been_up = True
-            if self._down_since is not None:
-                seconds = time.monotonic() - self._down_since
-                logger.warning("%s: up again after %.1f s", self._name, seconds)
-                self._down_since = None
+            return error
+        return None
 
     async def _keep_asking(self) -> None:
         while True:
