@@ -1,6 +1,5 @@
 """Each variant runs, on real databases, in the environment of this repository."""
 
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -9,8 +8,6 @@ from running import (
     RunningService,
     copy_of,
     is_alive,
-    manage,
-    run,
     running,
     wait_until,
     write_and_read,
@@ -34,11 +31,6 @@ def service(
         yield service
 
 
-def names_of_databases(variant: Variant) -> list[str]:
-    databases = variant.answers.get("databases", [{"name": "primary"}])
-    return [each["name"] for each in databases]
-
-
 # A variant is rendered, copied and started once: all its tests go to one worker.
 pytestmark = pytest.mark.parametrize(
     "variant",
@@ -52,14 +44,14 @@ pytestmark = pytest.mark.parametrize(
 
 
 def test_writes_and_reads_in_every_database(variant: Variant, service: RunningService) -> None:
-    write_and_read(service.client, names_of_databases(variant))
+    write_and_read(service.client, variant.names_of_databases)
 
 
 def test_says_how_every_database_is(variant: Variant, service: RunningService) -> None:
     assert service.client.get("/readyz").json() == {
         "status": "ready",
         "databases": {
-            name: {"status": "up", "required": True} for name in names_of_databases(variant)
+            name: {"status": "up", "required": True} for name in variant.names_of_databases
         },
     }
 
@@ -68,38 +60,13 @@ def test_describes_its_routes(variant: Variant, service: RunningService) -> None
     document = service.client.get("/openapi.json").json()
 
     assert document["info"]["title"] == variant.answers.get("project_name", "My Service")
-    others = names_of_databases(variant)[1:]
+    others = variant.names_of_databases[1:]
     assert set(document["paths"]) == (
         {"/livez", "/readyz", "/startupz", "/items", "/items/{item_id}"}
         | {f"/{name}/notes" for name in others}
         | {f"/{name}/notes/{{note_id}}" for name in others}
     )
     assert service.client.get("/docs").status_code == 200
-
-
-def test_checks_find_nothing(variant: Variant, service: RunningService) -> None:
-    done = manage(service.folder, "check", "--fail-level", "warning")
-
-    count = len(names_of_databases(variant))
-    assert (done.returncode, done.stdout) == (0, f"{count} checked, 0 findings.\n")
-
-
-def test_first_migrations_equal_the_models(variant: Variant, service: RunningService) -> None:
-    done = manage(service.folder, "makemigrations", "none")
-
-    said = "".join(f"{name}: no changes\n" for name in names_of_databases(variant))
-    assert (done.returncode, done.stdout) == (0, said)
-
-
-def test_own_tests_pass(service: RunningService) -> None:
-    # Of the plugins in this environment, a service has AnyIO's.
-    done = run(
-        service.folder,
-        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "anyio"),
-        variables={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-    )
-
-    assert done.returncode == 0, done.stdout
 
 
 def test_stops_at_sigterm_and_leaves_nothing_running(

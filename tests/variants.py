@@ -43,6 +43,11 @@ class Variant:
         """The Python that the service asks for, e.g. "3.11"."""
         return self.answers.get("python_version", "3.11")
 
+    @property
+    def names_of_databases(self) -> list[str]:
+        """The names of its databases, the first one first."""
+        return [each["name"] for each in self.answers.get("databases", [{"name": "primary"}])]
+
 
 def curated() -> Iterator[Variant]:
     """Read the variants that somebody chose."""
@@ -76,7 +81,24 @@ def pairwise() -> Iterator[Variant]:
         )
 
 
+def representatives(variants: list[Variant]) -> dict[str, Variant]:
+    """Map each variant's name to the first variant whose Python is the same.
+
+    The Python of a service depends on its name and its databases; a test holds that.
+    """
+    first: dict[str, Variant] = {}
+    for each in variants:
+        first.setdefault(python_of(each), each)
+    return {each.name: first[python_of(each)] for each in variants}
+
+
+def python_of(variant: Variant) -> str:
+    """Return what the Python of a variant depends on."""
+    return json.dumps([variant.answers.get(key) for key in ("project_name", "databases")])
+
+
 VARIANTS = [*curated(), *pairwise()]
+REPRESENTATIVES = representatives(VARIANTS)
 
 
 def main() -> None:
