@@ -23,9 +23,8 @@ IN_CI = {"3.11", "3.13"}
 def find_python(version: str) -> str:
     """Find an interpreter, also one of pyenv's that is not on the path; or skip the test."""
     candidates = [f"python{version}"]
-    if pyenv := shutil.which("pyenv"):
-        root = subprocess.check_output([pyenv, "root"], text=True).strip()
-        found = Path(root, "versions").glob(f"{version}.*/bin/python{version}")
+    if shim := shutil.which(f"python{version}"):  # pyenv's folders are beside its shims.
+        found = Path(shim).parents[1].glob(f"versions/{version}.*/bin/python{version}")
         candidates += map(str, sorted(found))
     for candidate in candidates:
         try:
