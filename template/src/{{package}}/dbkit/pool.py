@@ -9,7 +9,6 @@ This is the only module that touches the contract between `sqlalchemy.pool.Pool`
 subclasses; `tests/dbkit/test_pool_contract.py` in the template holds SQLAlchemy to it.
 """
 
-import logging
 from asyncio import get_running_loop, wait
 from dataclasses import asdict, replace
 from time import monotonic
@@ -25,13 +24,8 @@ from .connections import CLOSE_TIMEOUT, HEDGE_DELAY, Connections, Hooks
 from .errors import PoolClosed, PoolOverloaded, PoolTimeout, Unreachable
 from .options import PoolOptions
 from .slots import Slot
-from .status import Overload, PoolStatus, overloaded, timed_out, unreachable
+from .status import OverloadLog, PoolStatus, overloaded, timed_out, unreachable
 from .waiters import Waiter, WaitQueue
-
-logger = logging.getLogger(__name__)
-
-QUIET = 5.0
-"""Seconds without anybody turned away after which an overload is over."""
 
 
 class FairPool(Pool):
@@ -103,7 +97,7 @@ class FairPool(Pool):
         self._ping_after = ping_after
         self._suspended = False
         self._closed = False
-        self._overload: Overload | None = None
+        self._overloads = OverloadLog(self._background, describe=self.status)
 
     # The contract with sqlalchemy.pool.Pool
 
@@ -445,13 +439,13 @@ class FairPool(Pool):
     def _timed_out(self, now: float) -> PoolTimeout:
         self._connections.counters.timeouts += 1
         text = timed_out(self.snapshot(), self.options.timeout, self.options.env_prefix)
-        self._note_overload(now, text)
+        self._overloads.note(now, text)
         return PoolTimeout(text)
 
     def _overloaded(self, now: float, waited: float) -> PoolOverloaded:
         self._connections.counters.shed += 1
         text = overloaded(self.snapshot(), waited, self.options.env_prefix)
-        self._note_overload(now, text)
+        self._overloads.note(now, text)
         return PoolOverloaded(text)
 
     def _unreachable(self, now: float) -> Unreachable:
@@ -464,34 +458,9 @@ class FairPool(Pool):
     def _draining(self) -> PoolClosed:
         return PoolClosed(f"{self.name}: the pool is closed, the service stops: {self.snapshot()}")
 
-    def _note_overload(self, now: float, text: str) -> None:
-        """Log the first caller that is turned away, and the end; nothing in between."""
-        if self._overload is None:
-            self._overload = Overload(began=now)
-            logger.warning("%s", text)
-            self._background.later("quiet", QUIET, self._check_quiet)
-        self._overload.last = now
-        self._overload.turned_away += 1
-
-    def _check_quiet(self) -> None:
-        if (overload := self._overload) is None:
-            return
-        if (rest := overload.last + QUIET - monotonic()) > 0:
-            self._background.later("quiet", rest, self._check_quiet)
-            return
-        self._overload = None
-        logger.warning(
-            "%s: no longer overloaded: %d callers turned away in %.1f s: %s",
-            self.name,
-            overload.turned_away,
-            overload.last - overload.began,
-            self.snapshot(),
-        )
-
     def _leave_loop(self) -> None:
         self._connections.leave_loop()
         self._queue.clear()
-        self._overload = None
 
 
 def is_invalidated(record: Any) -> bool:

@@ -1,10 +1,19 @@
-"""What a pool says of itself: a snapshot in numbers, and the sentences of its errors."""
+"""What a pool says of itself: a snapshot in numbers, the sentences of its errors, and its log."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 from typing import NamedTuple
 
+from .background import Background
 from .breaker import Breaker, BreakerState
 from .errors import DatabaseError
+
+logger = logging.getLogger(__name__)
+
+QUIET = 5.0
+"""Seconds without anybody turned away after which an overload is over."""
 
 
 @dataclass
@@ -23,15 +32,6 @@ class Counters:
     refused: int = 0
     retired: int = 0
     lost: int = 0
-
-
-@dataclass(slots=True)
-class Overload:
-    """A stretch of time in which callers were turned away."""
-
-    began: float
-    last: float = 0.0
-    turned_away: int = 0
 
 
 class PoolStatus(NamedTuple):
@@ -139,3 +139,36 @@ def unreachable(status: PoolStatus, breaker: Breaker, now: float, env: str) -> s
         f"{again if breaker.state == 'open' else ''}; {status})",
         f"See that the server runs, and that {env}URL names it.",
     )
+
+
+class OverloadLog:
+    """Logs the first caller that is turned away, and the end; nothing in between."""
+
+    def __init__(self, background: Background, describe: Callable[[], str]) -> None:
+        self._background = background
+        self._describe = describe
+        self._began = 0.0
+        self._last = 0.0
+        self._turned_away = 0
+
+    def note(self, now: float, text: str) -> None:
+        """Note that a caller is told `text`."""
+        if not self._turned_away:
+            self._began = now
+            logger.warning("%s", text)
+        self._last = now
+        self._turned_away += 1
+        self._background.later("quiet", QUIET, self._check)
+
+    def _check(self) -> None:
+        rest = self._last + QUIET - monotonic()
+        if rest > 0:
+            self._background.later("quiet", rest, self._check)
+            return
+        logger.warning(
+            "%s; no longer overloaded: %d callers were turned away in %.1f s",
+            self._describe(),
+            self._turned_away,
+            self._last - self._began,
+        )
+        self._turned_away = 0
