@@ -249,6 +249,17 @@ async def test_newcomers_are_told_sooner_once_the_queue_has_stood() -> None:
 
 
 @in_virtual_time
+async def test_overload_that_pauses_is_told_sooner_when_it_comes_back() -> None:
+    pool = FakeServer().pool(pool_size=4)
+    await offer(pool, rate=600, duration=2, hold=0.02)
+    await asyncio.sleep(0.3)  # As when the whole process stood still.
+
+    results = await offer(pool, rate=600, duration=2, hold=0.02)
+
+    assert max(result for result in results if isinstance(result, float)) < 0.15
+
+
+@in_virtual_time
 async def test_queue_that_stood_long_ago_does_not_count() -> None:
     pool = FakeServer().pool(pool_size=1, timeout=60, ping_after=1000)
     held = await take(pool)

@@ -3,9 +3,10 @@
 A queue that forms and dissolves is a burst, and is served in full. A queue that stands adds
 waiting and no throughput: when no wait was shorter than the target for a whole interval,
 whoever has waited for more than twice the target is turned away, oldest first, until a wait is
-short again. Source: K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5),
-2012. Twice the target as the limit is from Ecto's db_connection: requests are not packets, and
-each that has waited too long is better told so.
+short again. If it stood a moment ago, it need not stand for a whole interval to be shed again.
+Source: K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012. Twice the
+target as the limit is from Ecto's db_connection: requests are not packets, and each that has
+waited too long is better told so.
 """
 
 import asyncio
@@ -15,6 +16,9 @@ from dataclasses import dataclass
 from math import inf
 
 from .slots import Slot
+
+RECENT = 4
+"""Intervals for which it is remembered that the queue stood."""
 
 
 @dataclass(eq=False, slots=True)
@@ -47,8 +51,7 @@ class WaitQueue:
 
     def join(self, waiter: Waiter) -> None:
         """Put a waiter at the end."""
-        # Empty is short; but not if it is because everybody was turned away.
-        if not self.waiters and waiter.since >= self._shed_at + self.interval:
+        if not self.waiters:
             self._short_at = waiter.since
         self.waiters[waiter] = None
 
@@ -83,10 +86,14 @@ class WaitQueue:
 
     def shed(self, now: float) -> Iterator[Waiter]:
         """Take out, one by one, those who waited too long in a queue that stands."""
-        if self.target is not None and now - self._short_at >= self.interval:
+        if self.target is not None and now - self._short_at >= self._patience(now):
             for waiter in self.expire(now, 2 * self.target):
                 self._shed_at = now
                 yield waiter
+
+    def _patience(self, now: float) -> float:
+        recently = now - self._shed_at < RECENT * self.interval
+        return 2 * self.target if self.target and recently else self.interval
 
     def expire(self, now: float, age: float) -> Iterator[Waiter]:
         """Take out, one by one, those who have waited for `age` seconds or longer."""
@@ -99,5 +106,5 @@ class WaitQueue:
         oldest = self.oldest()
         if self.target is None or oldest is None:
             return inf
-        due = max(self._short_at + self.interval, oldest.since + 2 * self.target)
+        due = max(self._short_at + self._patience(now), oldest.since + 2 * self.target)
         return max(due - now, self.target / 2)
