@@ -165,7 +165,7 @@ def test_workers_share_a_server_and_touch_nothing_configured(lonely: Path) -> No
 
     assert done.returncode == 0, done.stdout
     assert configured.read_bytes() == b"not to be read"
-    assert left_behind() == []
+    wait_until(lambda: left_behind() == [], "the run's folder is gone")
 
 
 def test_an_interrupted_run_leaves_nothing(lonely: Path) -> None:
@@ -179,7 +179,7 @@ def test_an_interrupted_run_leaves_nothing(lonely: Path) -> None:
     done = pytest_in(lonely, "tests/interrupted.py")
 
     assert "KeyboardInterrupt" in done.stdout
-    assert left_behind() == []
+    wait_until(lambda: left_behind() == [], "the run's folder is gone")
 
 
 def test_what_a_killed_run_leaves_the_next_one_removes(lonely: Path) -> None:
@@ -199,4 +199,4 @@ def test_what_a_killed_run_leaves_the_next_one_removes(lonely: Path) -> None:
     done = pytest_in(lonely, "tests/test_health.py")
 
     assert done.returncode == 0, done.stdout
-    assert left_behind() == []
+    wait_until(lambda: left_behind() == [], "the run's folder is gone")
