@@ -61,8 +61,8 @@ def virtual_time() -> Generator[asyncio.Runner]:
     with asyncio.Runner(loop_factory=VirtualLoop) as runner, pytest.MonkeyPatch.context() as patch:
         taken.clear()
         clock = runner.get_loop().time
-        for module in ("pool", "connections", "status"):
-            patch.setattr(f"dbkit.{module}.monotonic", clock)
+        for module in ("fair_pool", "connections", "status"):
+            patch.setattr(f"dbkit.pool.{module}.monotonic", clock)
         yield runner
 
 

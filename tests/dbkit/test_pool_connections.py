@@ -7,9 +7,9 @@ import weakref
 from contextvars import ContextVar
 
 import pytest
-from dbkit.breaker import Breaker
 from dbkit.errors import Unreachable
 from dbkit.pool import FairPool
+from dbkit.pool.breaker import Breaker
 from pool_fakes import FakeServer, give, in_virtual_time, outcomes, queue, settle, take, taken
 from sqlalchemy import event, exc
 from sqlalchemy.pool import PoolProxiedConnection

@@ -20,11 +20,11 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import greenlet_spawn
 
+from ..sqlstates import sqlstate
 from .background import Background
 from .breaker import Breaker
 from .options import PoolOptions
 from .slots import Slot, closed_check, ping
-from .sqlstates import sqlstate
 from .status import Counters
 
 logger = logging.getLogger(__name__)

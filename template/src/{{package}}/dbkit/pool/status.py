@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import NamedTuple
 
+from ..errors import DatabaseError
 from .background import Background
 from .breaker import Breaker, BreakerState
-from .errors import DatabaseError
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
+from ..errors import PoolClosed, PoolOverloaded, PoolTimeout, Unreachable
 from .background import Background
 from .connections import CLOSE_TIMEOUT, HEDGE_DELAY, Connections, Hooks
-from .errors import PoolClosed, PoolOverloaded, PoolTimeout, Unreachable
 from .options import PoolOptions
 from .slots import Slot
 from .status import OverloadLog, PoolStatus, overloaded, timed_out, unreachable
