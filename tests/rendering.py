@@ -2,14 +2,14 @@
 
 import copy
 import json
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pytest_copie.plugin import Copie, Result
+from releases import ROOT, git
 
-ROOT = Path(__file__).parent.parent
+__all__ = ["ROOT", "Renderer", "Service", "commit_all", "git"]
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,6 @@ class Renderer:
         assert {name: used.get(name) for name in answers} == answers
         assert result.project_dir is not None
         return Service(result.project_dir, used)
-
-
-def git(folder: Path, *arguments: str) -> str:
-    """Run a git command in a folder and return what it prints."""
-    command = ["git", *arguments]
-    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 def commit_all(folder: Path, *, tag: str | None = None) -> None:

@@ -8,7 +8,7 @@ from rendering import ROOT
 
 TESTS = "python3 -m venv .tools && .tools/bin/pip install --quiet uv && .tools/bin/uv run pytest"
 WORKFLOWS = [
-    ROOT / ".github" / "workflows" / "ci.yml",
+    *sorted((ROOT / ".github" / "workflows").iterdir()),
     ROOT / "template" / '{% if ci == "github" %}.github{% endif %}' / "workflows" / "ci.yml",
 ]
 
