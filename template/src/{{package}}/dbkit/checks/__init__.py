@@ -1,0 +1,91 @@
+"""System checks: what is wrong with the databases, and what to do about it.
+
+A check is a function that is given a `Subject` and yields findings; it is listed in `CHECKS`
+or `DEPLOY_CHECKS`. Ids are never used again for something else.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from pathlib import Path
+
+from sqlalchemy import URL
+from sqlalchemy.exc import DBAPIError
+
+from ..database import Database, Databases
+from ..engine import create_engine
+from ..errors import DatabaseError, NotConfigured
+from ..settings import environment
+from .finding import Finding, Subject
+from .schema import check_schema
+
+__all__ = ["CHECKS", "DEPLOY_CHECKS", "Finding", "Subject", "check", "check_variables"]
+
+Check = Callable[[Subject], AsyncIterable[Finding]]
+
+CHECKS: tuple[Check, ...] = (check_schema,)
+DEPLOY_CHECKS: tuple[Check, ...] = ()
+"""Those of `check --deploy`: about the servers of production."""
+
+
+async def check(databases: Iterable[Database], *, deploy: bool = False) -> AsyncGenerator[Finding]:
+    """Check settings, connections and schemas, and with `deploy` the servers."""
+    variables = environment()
+    addresses: dict[object, Database] = {}
+    for database in databases:
+        try:
+            settings = database.read_settings(variables)
+        except NotConfigured as error:
+            for fault in error.faults:
+                yield Finding("database.E001", database.name, fault)
+            continue
+        other = addresses.setdefault(address(settings.url), database)
+        if other is not database and other.base and database.base:
+            yield Finding(
+                "database.E003",
+                database.name,
+                f"is the same database as {other.name}: their migrations would mix",
+                f"set {database.env_prefix}URL to a database of its own",
+            )
+            continue
+        engine = create_engine(database.name, database.env_prefix, settings, pooled=False)
+        try:
+            async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as ours:
+                subject = Subject(database, settings, ours)
+                for each in CHECKS + (DEPLOY_CHECKS if deploy else ()):
+                    async for finding in run(each, subject):
+                        yield finding
+        except DatabaseError as error:
+            text = str(error).removeprefix(f"{database.name}: ")
+            yield Finding("database.E002", database.name, text)
+
+
+async def run(check_: Check, subject: Subject) -> AsyncGenerator[Finding]:
+    """Make one check; one that the server does not let us make is a finding too."""
+    try:
+        async for finding in check_(subject):
+            yield finding
+    except DBAPIError as error:
+        reason = str(error.orig).partition("\n")[0]
+        yield subject.finding("database.W004", f"{check_.__name__} cannot be made: {reason}")
+
+
+def address(url: URL) -> object:
+    """Say which database a URL leads to, whoever asks and however it is written."""
+    if url.get_backend_name() == "sqlite":
+        return Path(url.database or "").resolve()
+    host = url.query.get("host") or url.host or "localhost"
+    loopback = host in {"127.0.0.1", "::1"}
+    port = url.query.get("port") or url.port or 5432
+    return "localhost" if loopback else host, str(port), url.database
+
+
+def check_variables(databases: Databases) -> list[Finding]:
+    """Find variables that miss every database by a letter or two."""
+    return [
+        Finding(
+            "database.W003",
+            next(each.name for each in databases.values() if nearest.startswith(each.env_prefix)),
+            f"{name} is read by nobody",
+            f"did you mean {nearest}?",
+        )
+        for name, nearest in databases.misspelt_variables().items()
+    ]
