@@ -6,11 +6,13 @@ from .database import Databases
 from .disconnects import CancelOnDisconnect
 from .exception_handlers import add_exception_handlers
 from .health import health_router
+from .logs import log_requests
 
 
 def install(app: FastAPI, databases: Databases) -> None:
-    """Add health routes, responses for database errors, and an end to abandoned requests."""
+    """Add health routes, responses for database errors, an end to abandoned requests, and a log."""
     app.state.databases = databases
     app.add_middleware(CancelOnDisconnect)
     app.include_router(health_router(databases))
     add_exception_handlers(app)
+    log_requests(app)

@@ -234,6 +234,7 @@ def runserver(
     must_be_free(host, port)
     # uvicorn raises SIGTERM once more when it has stopped: the databases stop after that.
     signal.signal(signal.SIGTERM, end)
+    os.environ["LOG_FORMAT"] = environment().get("LOG_FORMAT", "text")
     with development_servers(service.databases.values()):
         service.databases.read_settings()
         for each in local:

@@ -22,6 +22,7 @@ from .settings import (
     Declared,
     environment,
     misspelt,
+    read_log_format,
     read_settings,
     read_shutdown_delay,
 )
@@ -245,7 +246,9 @@ class Databases(Mapping[str, Database]):
     async def open(self) -> AsyncGenerator[Self]:
         """Open every database; on exit, close them. To be entered in the lifespan."""
         settings = self.read_settings()
-        delay = read_shutdown_delay(environment())
+        variables = environment()
+        delay = read_shutdown_delay(variables)
+        read_log_format(variables)
         if opened := [each.name for each in self.values() if each.is_open]:
             raise RuntimeError(f"{opened[0]}: open already; a service opens its databases once")
         for name, nearest in self.misspelt_variables().items():

@@ -5,10 +5,11 @@ defaults below. An empty variable counts as absent.
 """
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 from annotated_types import Ge, Le
 from dotenv import dotenv_values
@@ -22,6 +23,7 @@ INFIX = "DATABASE_"
 LONGEST_SHOWN = 30
 LONGEST_DELAY = 3600
 
+LogFormat = Literal["json", "text"]
 Url = Annotated[URL, PlainValidator(lambda value: value)]
 
 
@@ -165,6 +167,17 @@ def read_shutdown_delay(variables: Mapping[str, str]) -> float:
             )
         ]
     )
+
+
+def read_log_format(variables: Mapping[str, str]) -> LogFormat:
+    """Read how the log is written; unless set, as text on a terminal and as JSON elsewhere."""
+    match variables.get("LOG_FORMAT"):
+        case None:
+            return "text" if sys.stderr.isatty() else "json"
+        case "json" | "text" as log_format:
+            return log_format
+        case other:
+            raise NotConfigured([f"LOG_FORMAT: {shown(other)} is neither json nor text."])
 
 
 def misspelt(variables: Iterable[str], prefixes: Iterable[str]) -> dict[str, str]:

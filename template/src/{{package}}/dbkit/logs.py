@@ -1,0 +1,184 @@
+"""The log: a line for each request, and everybody's lines in one form.
+
+JSON for machines, text for people; `LOG_FORMAT` says which. Whoever configures logging on their
+own (`uvicorn --log-config`, or a handler on the root logger) keeps what they have.
+"""
+
+import json
+import logging
+import re
+import secrets
+from contextlib import suppress
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import NotConfigured
+from .settings import LogFormat, environment, read_log_format
+
+logger = logging.getLogger(__name__)
+
+CLIENT_LEFT = 499
+"""The status of a request whose client did not wait for an answer, as nginx has it."""
+
+LONGEST_PATH = 200
+HEALTH = {"/livez", "/readyz", "/startupz"}
+SAFE_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]+@")
+
+to_json = json.JSONEncoder(default=str).encode
+
+STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
+IN_MESSAGE = {"method", "route", "path", "status", "request_id"}
+"""What the text of a request's line says already, or what nobody reads there."""
+
+_request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+
+def log_requests(app: FastAPI) -> None:
+    """Write a line for each request, also for those that a middleware of the service answers.
+
+    A client, or a proxy, may name a request by `X-Request-ID`; the response has it, and so has
+    every line that is logged meanwhile.
+    """
+    build = app.build_middleware_stack
+    app.build_middleware_stack = lambda: RequestLog(build())
+    take_over_uvicorn()
+
+
+def take_over_uvicorn() -> None:
+    """Give all lines one form, when it is uvicorn that runs the application."""
+    server, access = logging.getLogger("uvicorn"), logging.getLogger("uvicorn.access")
+    # By its module: whoever does not run uvicorn need not import it.
+    ours = any(type(each.formatter).__module__ == "uvicorn.logging" for each in server.handlers)
+    if not ours or logging.root.handlers:
+        return
+    log_format: LogFormat = "json"
+    with suppress(NotConfigured):  # `databases.open()` refuses to start, and says why.
+        log_format = read_log_format(environment())
+    handler = logging.StreamHandler()
+    handler.setFormatter(TextFormatter() if log_format == "text" else JsonFormatter())
+    logging.root.addHandler(handler)
+    # The service's own lines, as `uvicorn --log-level` says; of libraries, their warnings.
+    own = logging.getLogger(__name__.partition(".")[0])
+    own.setLevel(logging.getLogger("uvicorn.error").level)
+    logger.disabled = not access.handlers  # uvicorn --no-access-log
+    for each in (server, access):
+        each.handlers.clear()
+    server.propagate, access.propagate = True, False
+
+
+class RequestLog:
+    """ASGI middleware that names each request, and writes its line."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; what is no HTTP passes through."""
+        if scope["type"] == "lifespan":
+            take_over_uvicorn()  # Now at the latest: `uvicorn.run(app)` imported it before.
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = perf_counter()
+        name = find_id(scope)
+        _request_id.set(name)  # Until its task ends: the server logs our exceptions after us.
+        status = 0
+
+        async def send_noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                added = [(b"x-request-id", name.encode()), (b"x-content-type-options", b"nosniff")]
+                message["headers"] = [*message.get("headers", ()), *added]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_noting)
+        finally:
+            say(scope, status, perf_counter() - began)
+
+
+def say(scope: Scope, status: int, seconds: float) -> None:
+    """Write the line of a request: its route, and its path only if it has none, without a query."""
+    quiet = status < 400 and scope["path"] in HEALTH  # noqa: PLR2004 -- the first of the errors
+    level = logging.DEBUG if quiet else logging.INFO
+    if not logger.isEnabledFor(level):
+        return
+    route = find_route(scope)
+    where = {"route": route} if route else {"path": quote(scope["path"])[:LONGEST_PATH]}
+    line = {
+        "method": scope["method"],
+        **where,
+        "status": status or CLIENT_LEFT,
+        "duration_ms": round(1000 * seconds, 1),
+    }
+    message = f"{line['method']} {line.get('route') or line['path']} {line['status']}"
+    # Not by logger.info(): that looks for its caller, which costs as much as the rest.
+    logger.handle(logger.makeRecord(logger.name, level, "", 0, message, (), None, extra=line))
+
+
+def find_route(scope: Scope) -> str | None:
+    """Return the path of the route that served a request, as it was declared."""
+    # FastAPI keeps the path with the prefixes of all routers here, the route's own there.
+    inner = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
+    return getattr(inner, "path", None)
+
+
+def find_id(scope: Scope) -> str:
+    """Return the id that a request came with, or a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and SAFE_ID.fullmatch(text := value.decode("latin-1")):
+            return text
+    return secrets.token_hex(8)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, with what the caller gave as `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one line."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if request_id := _request_id.get():
+            line["request_id"] = request_id
+        line |= extras(record)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return without_passwords(to_json(line))
+
+
+class TextFormatter(logging.Formatter):
+    """For people: the time, the level, the message, and what the caller gave as `extra`."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 -- logging's name
+        """Write the first line; a traceback comes below it."""
+        shown = [f"{k}={v}" for k, v in extras(record).items() if k not in IN_MESSAGE]
+        return "  ".join([super().formatMessage(record), *shown])
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one record."""
+        return without_passwords(super().format(record))
+
+
+def extras(record: logging.LogRecord) -> dict[str, Any]:
+    """Return what the caller gave as `extra`."""
+    return {name: value for name, value in vars(record).items() if name not in STANDARD}
+
+
+def without_passwords(text: str) -> str:
+    """Hide the passwords of URLs, which only messages of others hold."""
+    return PASSWORD.sub(r"\1***@", text) if "://" in text else text

@@ -1,0 +1,209 @@
+"""The log of a service in a process of its own, as a platform reads it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from dbkit.errors import NotConfigured
+from dbkit.settings import read_log_format
+from running import PATIENCE, free_port, wait_until
+
+KIT = Path(__file__).parents[2] / "template" / "src" / "{{package}}"
+
+SERVICE = """
+import logging
+from contextlib import asynccontextmanager
+from fastapi import APIRouter, FastAPI
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
+from dbkit import Database, Databases, install
+databases = Databases(Database("orders", "sqlite", url="sqlite:///orders"))
+@asynccontextmanager
+async def lifespan(_):
+    async with databases.open():
+        yield
+app = FastAPI(lifespan=lifespan)
+install(app, databases)
+app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1"])
+things = APIRouter(prefix="/things")
+@things.get("/{thing}")
+async def look(thing: int):
+    logging.getLogger("dbkit.things").info("looked at %d", thing, extra={"colour": "red"})
+    logging.getLogger("library").info("chatter")
+@app.get("/broken")
+async def broken():
+    raise RuntimeError("no postgresql://me:hunter2@host/name\\nhere")
+app.include_router(things, prefix="/api")
+"""
+
+
+class Logged:
+    """A service, and what it has logged."""
+
+    def __init__(self, folder: Path, flags: Sequence[str], variables: Mapping[str, str]) -> None:
+        port = free_port()
+        self.file = folder / "log"
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE)
+        (folder / "service.py").write_text(SERVICE)
+        with self.file.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "uvicorn", "service:app", "--port", str(port), *flags],
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": str(KIT), **variables},
+                stdout=log,
+                stderr=log,
+            )
+
+    def stop(self) -> None:
+        """Stop it, if it still runs."""
+        self.process.terminate()
+        self.process.wait(PATIENCE)
+        self.client.close()
+
+    def answers(self) -> bool:
+        """Whether it listens already."""
+        try:
+            return self.client.get("/livez").is_success
+        except httpx.TransportError:
+            return False
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Read all that is a line of JSON; a line that is none is an error."""
+        return [json.loads(line) for line in self.file.read_text().splitlines()]
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        """Send a request that is named by its id."""
+        return self.client.get(path, headers={"X-Request-ID": path.strip("/")[:4], **headers})
+
+    def lines_of(self, request_id: str, count: int) -> list[dict[str, Any]]:
+        """Wait for so many lines of a request: they are written after the response."""
+
+        def found() -> list[dict[str, Any]]:
+            return [each for each in self.lines() if each.get("request_id") == request_id]
+
+        wait_until(lambda: len(found()) >= count, f"{count} lines of {request_id}")
+        return found()
+
+
+@contextmanager
+def logged(folder: Path, *flags: str, **variables: str) -> Generator[Logged]:
+    service = Logged(folder, flags, variables)
+    try:
+        wait_until(service.answers, "it listens")
+        yield service
+    finally:
+        service.stop()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
+    """Run a service as in production, for all tests."""
+    with logged(tmp_path_factory.mktemp("logs")) as service:
+        yield service
+
+
+def test_a_request_is_one_line_with_its_route_and_without_its_query(service: Logged) -> None:
+    response = service.get("/api/things/7?token=hunter2", **{"X-Request-ID": "from-a.proxy"})
+
+    assert response.headers["x-request-id"] == "from-a.proxy"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    own, line = service.lines_of("from-a.proxy", 2)
+    assert (own["message"], own["colour"]) == ("looked at 7", "red")
+    assert line["duration_ms"] >= 0
+    assert {key: line[key] for key in ("level", "message", "method", "route", "status")} == {
+        "level": "info",
+        "message": "GET /api/things/{thing} 200",
+        "method": "GET",
+        "route": "/api/things/{thing}",
+        "status": 200,
+    }
+
+
+def test_a_path_of_no_route_is_shown_and_does_not_break_the_line(service: Logged) -> None:
+    service.get("/none%0Aof%20these?token=hunter2")
+
+    (line,) = service.lines_of("none", 1)
+    assert (line["path"], line["status"]) == ("/none%0Aof%20these", 404)
+    assert "route" not in line
+
+
+def test_an_exception_has_its_request_and_no_password(service: Logged) -> None:
+    assert service.get("/broken").status_code == 500
+
+    line, exception = service.lines_of("brok", 2)
+    assert (line["route"], line["status"]) == ("/broken", 500)
+    assert exception["logger"] == "uvicorn.error"
+    assert "RuntimeError: no postgresql://me:***@host/name\nhere" in exception["exception"]
+
+
+def test_a_request_that_a_middleware_refuses_has_its_line(service: Logged) -> None:
+    response = service.get("/api/things/7", host="elsewhere", **{"X-Request-ID": "host"})
+
+    assert response.status_code == 400
+    assert service.lines_of("host", 1)[0]["status"] == 400
+
+
+def test_an_id_that_is_not_plain_is_replaced(service: Logged) -> None:
+    for wrong in ("a" * 65, 'a"b', "a b", ""):
+        response = service.get("/api/things/7", **{"X-Request-ID": wrong})
+        assert len(response.headers["x-request-id"]) == 16
+
+
+def test_health_and_libraries_are_quiet_and_nothing_secret_is_logged(service: Logged) -> None:
+    service.get("/api/things/7", **{"X-Request-ID": "last"})
+    service.lines_of("last", 2)
+
+    text = service.file.read_text()
+    assert "livez" not in text
+    assert "chatter" not in text
+    assert "hunter2" not in text
+
+
+def test_every_line_is_json_from_the_servers_first_to_its_last(service: Logged) -> None:
+    """The last test of this service."""
+    service.stop()
+
+    lines = service.lines()
+    assert lines[0]["message"].startswith("Started server process")
+    assert lines[-1]["message"].startswith("Finished server process")
+    assert all(list(each)[:4] == ["time", "level", "logger", "message"] for each in lines)
+
+
+def test_text_is_for_people(tmp_path: Path) -> None:
+    with logged(tmp_path, LOG_FORMAT="text") as service:
+        service.get("/api/things/7")
+
+    text = service.file.read_text()
+    assert " INFO    GET /api/things/{thing} 200  duration_ms=" in text
+    assert " INFO    looked at 7  colour=red\n" in text
+    assert " INFO    Application startup complete.\n" in text
+
+
+def test_flags_of_the_server_count(tmp_path: Path) -> None:
+    with logged(tmp_path, "--no-access-log", "--log-level", "warning") as service:
+        service.get("/api/things/7")
+        service.get("/broken")
+
+    assert [each["logger"] for each in service.lines()] == ["uvicorn.error"]
+
+
+def test_a_log_config_of_ones_own_is_left_alone(tmp_path: Path) -> None:
+    handlers = {"own": {"class": "logging.StreamHandler"}}
+    root = {"level": "INFO", "handlers": ["own"]}
+    config = {"version": 1, "disable_existing_loggers": False, "handlers": handlers, "root": root}
+    (tmp_path / "log.json").write_text(json.dumps(config))
+    with logged(tmp_path, "--log-config", "log.json") as service:
+        service.get("/api/things/7")
+
+    assert "\nGET /api/things/{thing} 200\n" in service.file.read_text()
+
+
+def test_an_unknown_format_is_refused_by_name() -> None:
+    with pytest.raises(NotConfigured, match="LOG_FORMAT: 'xml' is neither json nor text"):
+        read_log_format({"LOG_FORMAT": "xml"})
