@@ -33,7 +33,8 @@ def environment(**added: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if "DATABASE_" not in name
         and not name.startswith(("PYTEST_", "UV_PROJECT"))
-        and name not in {"VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE", "SHUTDOWN_DELAY"}
+        and name not in {"VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE"}
+        and name not in {"SHUTDOWN_DELAY", "WEB_CONCURRENCY", "POOLS_TOKEN"}
     }
     return kept | {"PYTHONPATH": "src", "NO_COLOR": "1"} | added
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dbkit.service import ServiceSettings
 from dbkit.settings import DatabaseSettings
 from rendering import Renderer, Service
 from running import run
@@ -147,6 +148,9 @@ def test_env_example_lists_every_variable_with_its_default(service: Service) -> 
         shown = str(default).lower() if isinstance(default, bool) else f"{default:g}"
         expected += f"# {field.description}\n# DATABASE_{name.upper()}={shown}\n"
     assert expected in text
+    for name, field in ServiceSettings.model_fields.items():
+        shown = field.default if field.default == "" else f"{field.default:g}"
+        assert f"# {field.description}\n# {name.upper()}={shown}\n" in text
     assert re.findall(r"^# (\w*DATABASE_\w+)=", text, re.MULTILINE) == [
         "DATABASE_URL",
         *(f"DATABASE_{name.upper()}" for name in settings),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from dbkit import Database, Databases, DatabaseSettings, NotConfigured
-from dbkit.settings import Declared, environment, misspelt, read_settings, read_shutdown_delay
+from dbkit.settings import Declared, environment, misspelt, read_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -343,31 +343,6 @@ async def test_a_misspelt_prefix_is_a_warning_at_start(
     assert caplog.messages == [
         "AUDITS_DATABASE_POOL_SIZE is read by nobody; did you mean AUDIT_DATABASE_POOL_SIZE?"
     ]
-
-
-@pytest.mark.parametrize(("text", "delay"), [("", 0), ("0", 0), (" 2.5 ", 2.5), ("3600", 3600)])
-def test_the_shutdown_delay_is_read_from_env_file_too(clean: Path, text: str, delay: float) -> None:
-    (clean / ".env").write_text(f"SHUTDOWN_DELAY={text}\n")
-
-    assert read_shutdown_delay(environment()) == delay
-
-
-@pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf", "3601", "5s"])
-async def test_a_wrong_shutdown_delay_stops_the_start(
-    clean: Path, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    monkeypatch.setenv("SHUTDOWN_DELAY", text)
-
-    with pytest.raises(NotConfigured) as caught:
-        async with Databases().open():
-            pass
-
-    assert caught.value.faults == (
-        (
-            f"SHUTDOWN_DELAY: '{text}' is not a number from 0 to 3600. Seconds between SIGTERM,"
-            " from which on /readyz answers 503, and the end of service. Default: 0."
-        ),
-    )
 
 
 def test_no_password_in_what_settings_show() -> None:

@@ -17,6 +17,7 @@ from .engine import create_engine
 from .errors import NotConfigured, NotOpen, Unreachable
 from .health import Probe, notice_sigterm
 from .pool import FairPool
+from .service import ServiceSettings, read_service_settings
 from .settings import (
     DatabaseSettings,
     Declared,
@@ -24,7 +25,6 @@ from .settings import (
     misspelt,
     read_log_format,
     read_settings,
-    read_shutdown_delay,
 )
 from .sqlstates import is_retryable, sqlstate
 from .urls import Dialect
@@ -208,6 +208,8 @@ class Databases(Mapping[str, Database]):
 
     def __init__(self, *databases: Database) -> None:
         self._by_name = {database.name: database for database in databases}
+        self.service = ServiceSettings()
+        """Settings of the service; the defaults until it is opened."""
         self.stopping = False
 
     def __getitem__(self, name: str) -> Database:
@@ -247,7 +249,7 @@ class Databases(Mapping[str, Database]):
         """Open every database; on exit, close them. To be entered in the lifespan."""
         settings = self.read_settings()
         variables = environment()
-        delay = read_shutdown_delay(variables)
+        self.service = read_service_settings(variables)
         read_log_format(variables)
         if opened := [each.name for each in self.values() if each.is_open]:
             raise RuntimeError(f"{opened[0]}: open already; a service opens its databases once")
@@ -259,7 +261,7 @@ class Databases(Mapping[str, Database]):
             for outcome in await asyncio.gather(*starts, return_exceptions=True):
                 if outcome is not None:
                     raise outcome
-            with notice_sigterm(self._stop, delay):
+            with notice_sigterm(self._stop, self.service.shutdown_delay):
                 yield self
         finally:
             # All at once: one that drains slowly takes nothing from the others' time.

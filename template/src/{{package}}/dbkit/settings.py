@@ -7,13 +7,13 @@ defaults below. An empty variable counts as absent.
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypedDict
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MinLen
 from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic.fields import FieldInfo
 from sqlalchemy import URL
 
 from .errors import NotConfigured
@@ -21,7 +21,6 @@ from .urls import Dialect, parse_url
 
 INFIX = "DATABASE_"
 LONGEST_SHOWN = 30
-LONGEST_DELAY = 3600
 
 LogFormat = Literal["json", "text"]
 Url = Annotated[URL, PlainValidator(lambda value: value)]
@@ -152,23 +151,6 @@ def read_settings(
     return settings
 
 
-def read_shutdown_delay(variables: Mapping[str, str]) -> float:
-    """Read the seconds between SIGTERM and the end of service; 0 unless set."""
-    text = variables.get("SHUTDOWN_DELAY", "0")
-    with suppress(ValueError):
-        if 0 <= (delay := float(text)) <= LONGEST_DELAY:
-            return delay
-    raise NotConfigured(
-        [
-            (
-                f"SHUTDOWN_DELAY: {shown(text)} is not a number from 0 to {LONGEST_DELAY}. Seconds"
-                " between SIGTERM, from which on /readyz answers 503, and the end of service."
-                " Default: 0."
-            )
-        ]
-    )
-
-
 def read_log_format(variables: Mapping[str, str]) -> LogFormat:
     """Read how the log is written; unless set, as text on a terminal and as JSON elsewhere."""
     match variables.get("LOG_FORMAT"):
@@ -201,19 +183,26 @@ def misspelt(variables: Iterable[str], prefixes: Iterable[str]) -> dict[str, str
     return found
 
 
-def fault(variables: Mapping[str, str], prefix: str, error: Mapping[str, Any]) -> str:
+def fault(
+    variables: Mapping[str, str],
+    prefix: str,
+    error: Mapping[str, Any],
+    model: type[BaseModel] = DatabaseSettings,
+) -> str:
     """Say what is wrong with one setting, what it means, and its bounds."""
     (field,) = error["loc"]
     variable = f"{prefix}{field.upper()}"
     if error["type"] == "extra_forbidden":
-        nearest = get_close_matches(field, list(DatabaseSettings.model_fields), 1)
+        nearest = get_close_matches(field, list(model.model_fields), 1)
         return f"{variable}: {field} is declared, but unknown" + "".join(
             f"; did you mean {each}?" for each in nearest
         )
+    info = model.model_fields[field]
     if error["type"] == "missing":
-        return f"{variable}: not set. {DatabaseSettings.model_fields[field].description}"
+        return f"{variable}: not set. {info.description}"
+    value = "the value" if info.annotation is str else shown(error["input"])
     source = "" if variable in variables else ", as declared,"
-    return f"{variable}: {shown(error['input'])}{source} is not {expected(field)}. {explain(field)}"
+    return f"{variable}: {value}{source} is not {expected(info)}. {explain(info)}"
 
 
 def shown(value: object) -> str:
@@ -222,21 +211,22 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST_SHOWN and "@" not in text else "the value"
 
 
-def expected(field: str) -> str:
+def expected(info: FieldInfo) -> str:
     """Name the values that a setting takes: `an integer from 1 to 1000`."""
-    info = DatabaseSettings.model_fields[field]
     if info.annotation is bool:
         return "true or false"
+    if info.annotation is str:
+        least = next(m.min_length for m in info.metadata if isinstance(m, MinLen))
+        return f"{least} characters or more"
     low = next((m.ge for m in info.metadata if isinstance(m, Ge)), None)
     high = next((m.le for m in info.metadata if isinstance(m, Le)), None)
     noun = "an integer" if info.annotation is int else "a number"
     return f"{noun} from {low} to {high}"
 
 
-def explain(field: str) -> str:
+def explain(info: FieldInfo) -> str:
     """Say what a setting means, with its unit, and its default."""
-    info = DatabaseSettings.model_fields[field]
-    if info.is_required():
+    if info.is_required() or info.default == "":
         return f"{info.description}"
     default = str(info.default).lower() if info.annotation is bool else info.default
     return f"{info.description} Default: {default}."
