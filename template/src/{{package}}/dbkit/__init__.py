@@ -6,7 +6,7 @@ are declared in `databases/`.
 
 from .app import install
 from .database import Database, Databases
-from .dependencies import session_from
+from .dependencies import reader_from, session_from
 from .errors import (
     DatabaseError,
     NotConfigured,
@@ -14,10 +14,12 @@ from .errors import (
     PoolClosed,
     PoolOverloaded,
     PoolTimeout,
+    ReadOnly,
     Unreachable,
 )
 from .exception_handlers import DATABASE_RESPONSES, Problem, problem
 from .metadata import NAMING_CONVENTION, TYPES
+from .readers import Reader
 from .settings import DatabaseSettings
 
 __all__ = [
@@ -34,8 +36,11 @@ __all__ = [
     "PoolOverloaded",
     "PoolTimeout",
     "Problem",
+    "ReadOnly",
+    "Reader",
     "Unreachable",
     "install",
     "problem",
+    "reader_from",
     "session_from",
 ]

@@ -17,6 +17,7 @@ from .engine import create_engine
 from .errors import NotConfigured, NotOpen, Unreachable
 from .health import Probe, notice_sigterm
 from .pool import FairPool
+from .readers import Reader
 from .service import ServiceSettings, read_service_settings
 from .settings import (
     DatabaseSettings,
@@ -44,6 +45,7 @@ class Opened:
     settings: DatabaseSettings
     engine: AsyncEngine
     sessions: async_sessionmaker[AsyncSession]
+    reader: Reader
     probe: Probe
 
 
@@ -98,6 +100,11 @@ class Database:
         return self._open.probe
 
     @property
+    def reader(self) -> Reader:
+        """Reads that hold no connection; `NotOpen` while the service does not run."""
+        return self._open.reader
+
+    @property
     def is_open(self) -> bool:
         """Whether there is an engine: from the start of the service to its end."""
         return self._opened is not None
@@ -133,7 +140,9 @@ class Database:
         apart = create_engine(self.name, self.env_prefix, settings, pooled=False)
         # A session that outlives its dependency raises instead of taking a connection for good.
         sessions = async_sessionmaker(engine, expire_on_commit=False, close_resets_only=False)
-        return Opened(settings, engine, sessions, Probe(self.name, apart))
+        return Opened(
+            settings, engine, sessions, Reader(self.name, engine), Probe(self.name, apart)
+        )
 
     async def start(self, settings: DatabaseSettings) -> None:
         """Make the engine, and open `min_ready` connections.

@@ -7,6 +7,7 @@ from fastapi import Depends
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from .database import Database
+from .readers import Reader
 
 
 def session_from(database: Database) -> Any:
@@ -22,3 +23,12 @@ def session_from(database: Database) -> Any:
             yield session
 
     return Depends(session, scope="function")
+
+
+def reader_from(database: Database) -> Any:
+    """Depend on the reader of a database, which holds no connection between its calls."""
+
+    async def reader() -> Reader:
+        return database.reader
+
+    return Depends(reader)

@@ -3,6 +3,7 @@
 * DatabaseError
   x NotConfigured
   x NotOpen
+  x ReadOnly
   x Unreachable
   x PoolTimeout
   x PoolOverloaded
@@ -40,6 +41,17 @@ class NotOpen(DatabaseError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name}: not open; enter `async with databases.open():` first")
+
+
+class ReadOnly(DatabaseError, exc.InvalidRequestError):
+    """A reader was asked to write, or to lock; `what` says it in a verb."""
+
+    def __init__(self, name: str, what: str) -> None:
+        session = f"{name.title().replace('_', '')}Session"
+        super().__init__(
+            f"{name}: a reader does not {what}: every read of it is a transaction of its own; "
+            f"depend on {session}, or use `async with {name}.session()`"
+        )
 
 
 class Unreachable(DatabaseError):

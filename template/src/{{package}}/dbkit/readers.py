@@ -1,0 +1,166 @@
+"""Reads that hold nothing: each takes a connection, asks once, and gives it back.
+
+A transaction of one SELECT costs three round trips: BEGIN, SELECT, ROLLBACK. A reader works in
+AUTOCOMMIT, where it is one; and in one greenlet, where SQLAlchemy's asyncio classes start one for
+each of their methods.
+"""
+
+import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
+
+from sqlalchemy import Executable, Result, ScalarResult, TextClause
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncResult, AsyncSession
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.interfaces import ORMOption
+from sqlalchemy.schema import ExecutableDDLElement
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.selectable import TypedReturnsRows
+from sqlalchemy.util import greenlet_spawn
+
+from .errors import ReadOnly
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+Parameters = Mapping[str, Any]
+
+WRITES = re.compile(r"\s*(insert|update|delete|merge|create|alter|drop|truncate)\b", re.IGNORECASE)
+
+
+class Reader:
+    """Reads from one database; its methods are those of `AsyncSession`, and hold nothing.
+
+    Every call sees what is committed when it begins; two that must see the same belong in a
+    session, at REPEATABLE READ. Objects come back detached: what was not loaded raises
+    `DetachedInstanceError` when it is touched, and never asks the database.
+
+    What writes or locks is refused (`ReadOnly`) before a connection is taken, text by its first
+    word. What a CTE or a function writes is seen by nobody but the server.
+    """
+
+    def __init__(self, name: str, engine: AsyncEngine) -> None:
+        self._name = name
+        self._engine = engine
+        self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT").sync_engine
+
+    @overload
+    async def execute(
+        self, statement: TypedReturnsRows[*Ts], params: Parameters | None = None
+    ) -> Result[*Ts]: ...
+    @overload
+    async def execute(
+        self, statement: Executable, params: Parameters | None = None
+    ) -> Result[*tuple[Any, ...]]: ...
+    async def execute(self, statement: Executable, params: Parameters | None = None) -> Any:
+        """Run a statement and return its rows, all of them fetched."""
+        self._refuse_writes(statement)
+        return await greenlet_spawn(self._execute, statement, params)
+
+    @overload
+    async def scalars(
+        self, statement: TypedReturnsRows[T], params: Parameters | None = None
+    ) -> ScalarResult[T]: ...
+    @overload
+    async def scalars(
+        self, statement: Executable, params: Parameters | None = None
+    ) -> ScalarResult[Any]: ...
+    async def scalars(
+        self, statement: Executable, params: Parameters | None = None
+    ) -> ScalarResult[Any]:
+        """Run a statement and return the first column of its rows, all of them fetched."""
+        return (await self.execute(statement, params)).scalars()
+
+    @overload
+    async def scalar(
+        self, statement: TypedReturnsRows[T], params: Parameters | None = None
+    ) -> T | None: ...
+    @overload
+    async def scalar(self, statement: Executable, params: Parameters | None = None) -> Any: ...
+    async def scalar(self, statement: Executable, params: Parameters | None = None) -> Any:
+        """Run a statement and return the first column of its first row; None if there is none."""
+        return (await self.execute(statement, params)).scalar()
+
+    async def get(
+        self, entity: type[T], ident: Any, *, options: Sequence[ORMOption] = ()
+    ) -> T | None:
+        """Return the object with this primary key, detached; None if there is none."""
+        return await greenlet_spawn(self._get, entity, ident, options)
+
+    @overload
+    def stream(
+        self, statement: TypedReturnsRows[*Ts], params: Parameters | None = None
+    ) -> AbstractAsyncContextManager[AsyncResult[*Ts]]: ...
+    @overload
+    def stream(
+        self, statement: Executable, params: Parameters | None = None
+    ) -> AbstractAsyncContextManager[AsyncResult[*tuple[Any, ...]]]: ...
+    def stream(
+        self, statement: Executable, params: Parameters | None = None
+    ) -> AbstractAsyncContextManager[Any]:
+        """Read rows as they are needed: the one method that holds a connection, until exit.
+
+        As in `async with reader.stream(statement) as result`, and in it `async for row in result`.
+        """
+        self._refuse_writes(statement)
+        return self._stream(statement, params)
+
+    def _execute(self, statement: Executable, params: Parameters | None) -> Result[Any]:
+        if is_plain(statement):  # What an ORM session adds costs a quarter of the call.
+            with self._autocommit.connect() as connection:
+                return connection.execute(statement, params).freeze()()
+        with Session(self._autocommit) as session:
+            return session.execute(statement, params, execution_options={"prebuffer_rows": True})
+
+    def _get(self, entity: type[T], ident: Any, options: Sequence[ORMOption]) -> T | None:
+        with Session(self._autocommit) as session:
+            return session.get(entity, ident, options=options)
+
+    @asynccontextmanager
+    async def _stream(
+        self, statement: Executable, params: Parameters | None
+    ) -> AsyncGenerator[AsyncResult[Any]]:
+        # PostgreSQL's cursors live in transactions; SQLite's BEGIN would queue behind a writer.
+        options = {"isolation_level": "AUTOCOMMIT"}
+        if self._engine.dialect.name == "postgresql":
+            options = {"postgresql_readonly": True}
+        async with AsyncSession(self._engine) as session:
+            await session.connection(execution_options=options)
+            yield await session.stream(statement, params)
+
+    def _refuse_writes(self, statement: Any) -> None:
+        if isinstance(statement, TextClause):
+            if found := WRITES.match(statement.text):
+                raise ReadOnly(self._name, found[1].lower())
+        elif statement.is_dml or isinstance(statement, ExecutableDDLElement):
+            raise ReadOnly(self._name, statement.__visit_name__.replace("_", " "))
+        elif getattr(statement, "_for_update_arg", None) is not None:
+            raise ReadOnly(self._name, "lock rows")
+
+    if not TYPE_CHECKING:  # To a type checker there are no such attributes.
+
+        def __getattr__(self, name: str) -> Any:
+            if hasattr(AsyncSession, name):
+                raise AttributeError(str(ReadOnly(self._name, name)))
+            raise AttributeError(f"a Reader has no attribute {name!r}")
+
+
+def is_plain(statement: Any) -> bool:
+    """Whether a statement gives the same rows with and without an ORM session.
+
+    That is a SELECT of columns, each of which is named in its table as in its class.
+    """
+    return (
+        statement.__visit_name__ == "select"
+        and not statement._with_options  # noqa: SLF001
+        and all(
+            isinstance(column, ColumnElement) and not is_renamed(column)
+            for column in statement._raw_columns  # noqa: SLF001
+        )
+    )
+
+
+def is_renamed(column: Any) -> bool:
+    """Whether a column has another name in its class, hence in an ORM session's rows."""
+    return column._annotations.get("proxy_key", column.key) != column.key  # noqa: SLF001
