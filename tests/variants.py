@@ -18,14 +18,11 @@ PYTHON_VERSIONS = ["3.11", "3.12", "3.13"]
 DATABASES: dict[str, list[dict[str, Any]]] = {
     "pg": [{"name": "primary", "engine": "postgresql"}],
     "sqlite": [{"name": "primary", "engine": "sqlite"}],
-    "pg-sqlite": [
-        {"name": "primary", "engine": "postgresql"},
-        {"name": "audit", "engine": "sqlite"},
-    ],
+    # As in the variant four-databases.
     "2pg-2sqlite": [
-        {"name": "primary", "engine": "postgresql"},
+        {"name": "primary", "engine": "postgresql", "pool_size": 10},
+        {"name": "analytics", "engine": "postgresql", "pool_size": 2},
         {"name": "audit", "engine": "sqlite"},
-        {"name": "analytics", "engine": "postgresql", "pool_size": 5},
         {"name": "cache", "engine": "sqlite"},
     ],
 }
@@ -94,7 +91,8 @@ def representatives(variants: list[Variant]) -> dict[str, Variant]:
 
 def python_of(variant: Variant) -> str:
     """Return what the Python of a variant depends on."""
-    return json.dumps([variant.answers.get(key) for key in ("project_name", "databases")])
+    databases = variant.answers.get("databases", DATABASES["pg"])
+    return json.dumps([variant.answers.get("project_name"), databases])
 
 
 VARIANTS = [*curated(), *pairwise()]
