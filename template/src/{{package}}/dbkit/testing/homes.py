@@ -5,6 +5,7 @@ attach to, and the files of SQLite. Each database is migrated once, into a templ
 and tests that commit, get copies.
 """
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -43,6 +44,21 @@ class Home(ABC):
         self.copies: list[URL] = []
         """What this worker has made and not dropped."""
         self._count = 0
+        self._ahead: asyncio.Task[URL] | None = None
+        self._drops: set[asyncio.Task[None]] = set()
+
+    async def take(self) -> URL:
+        """Return a copy for one test; the next one is made while that test runs."""
+        ahead, self._ahead = self._ahead, None
+        url = await (ahead or self.another())
+        self._ahead = asyncio.create_task(self.another())
+        return url
+
+    def drop_later(self, url: URL) -> None:
+        """Drop a copy while the next tests run."""
+        task = asyncio.create_task(self.drop(url))
+        self._drops.add(task)
+        task.add_done_callback(self._drops.discard)
 
     async def another(self, url: URL | None = None) -> URL:
         """Make one more copy of the template, at `url` if given."""
@@ -90,6 +106,8 @@ class Home(ABC):
     async def stay_connected(self) -> AsyncGenerator[None]:
         """Keep what is needed to make copies until exit, in this event loop."""
         yield
+        await asyncio.gather(*self._drops, *([self._ahead] if self._ahead else []))
+        self._ahead = None
 
     async def connections(self, url: URL) -> int:
         """Count the connections to a copy; 0 where nobody knows."""
@@ -105,11 +123,13 @@ class PostgresHome(Home):
     """Databases on a server, beside the one that is named."""
 
     _kept: AsyncConnection | None = None
+    _turn: asyncio.Lock
 
     @asynccontextmanager
     async def stay_connected(self) -> AsyncGenerator[None]:
         """Keep a connection until exit: to open one takes as long as to make a copy."""
-        async with self.connect() as self._kept:
+        self._turn = asyncio.Lock()
+        async with self.connect() as self._kept, super().stay_connected():
             yield
         self._kept = None
 
@@ -123,7 +143,8 @@ class PostgresHome(Home):
     async def connect(self) -> AsyncGenerator[AsyncConnection]:
         """Connect to the database that is named, to make others."""
         if self._kept is not None:
-            yield self._kept
+            async with self._turn:
+                yield self._kept
             return
         settings = DatabaseSettings(url=self.base, statement_timeout=0, lock_timeout=0)
         prefix = self.database.env_prefix
