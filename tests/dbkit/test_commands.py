@@ -159,6 +159,9 @@ def test_a_day_of_work(service: Service) -> None:
         "2 checked, 2 findings.",
     ]
     assert service.manage("check", "--fail-level", "warning").code == 1
+    assert service.manage("check", SILENCED_CHECKS="database.W001,").out == (
+        "2 checked, 0 findings, 2 silenced.\n"
+    )
     assert service.manage("migrate").out.splitlines() == [
         "primary: upgraded to 0001: create items.",
         "audit: upgraded to 0001: create notes.",

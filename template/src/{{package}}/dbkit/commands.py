@@ -26,6 +26,7 @@ from . import checks, migrations, reloading
 from .database import Database, Databases
 from .embedded import EmbeddedPostgres, find_binaries
 from .errors import DatabaseError, EmbeddedFailed, NotConfigured
+from .service import read_service_settings
 from .settings import environment
 
 EMBEDDED = Path(".postgres")  # in the project's folder, ignored by git
@@ -109,8 +110,14 @@ def check(
     fail_level: Annotated[
         Literal["error", "warning"], typer.Option(help="The least finding that fails the check.")
     ] = "error",
+    *,
+    deploy: Annotated[
+        bool, typer.Option("--deploy", help="Also check servers, and the budget of connections.")
+    ] = False,
 ) -> None:
     """Check settings, connections and schemas.
+
+    With --deploy, run it where the variables are those of production.
 
     Each finding has a stable id and says what to do. The exit code is 1 if one fails the check.
     """
@@ -119,15 +126,19 @@ def check(
     import_module(service.app.partition(":")[0])
 
     async def collect() -> list[checks.Finding]:
-        return [finding async for finding in checks.check(chosen)]
+        return [finding async for finding in checks.check(chosen, deploy=deploy)]
 
     with development_servers(chosen):
         findings = asyncio.run(collect()) + checks.check_variables(service.databases)
+    silenced = read_service_settings(environment()).silenced
+    count = len(findings)
+    findings = [each for each in findings if each.id not in silenced]
     for finding in findings:
         typer.echo(f"{finding.database}: ({finding.id}) {finding.text}")
         if finding.hint:
             typer.echo(f"    {finding.hint}")
-    typer.echo(f"{len(chosen)} checked, {len(findings)} findings.")
+    left_out = f", {count - len(findings)} silenced" if count > len(findings) else ""
+    typer.echo(f"{len(chosen)} checked, {len(findings)} findings{left_out}.")
     raise typer.Exit(any(each.is_error or fail_level == "warning" for each in findings))
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase
 
+from .budget import Claim, excesses
 from .disconnects import commit_guard
 from .engine import create_engine
 from .errors import NotConfigured, NotOpen, Unreachable
@@ -270,11 +271,24 @@ class Databases(Mapping[str, Database]):
             for outcome in await asyncio.gather(*starts, return_exceptions=True):
                 if outcome is not None:
                     raise outcome
+            self._compare_with_budget()
             with notice_sigterm(self._stop, self.service.shutdown_delay):
                 yield self
         finally:
             # All at once: one that drains slowly takes nothing from the others' time.
             await asyncio.gather(*(database.stop() for database in self.values()))
+
+    def _compare_with_budget(self) -> None:
+        """Warn of limits of the servers that all processes together can exceed."""
+        claims = [
+            Claim(each.name, each.settings, each.probe.limits)
+            for each in self.values()
+            if each.probe.limits
+        ]
+        for excess in excesses(claims, self.service.processes):
+            logger.warning(
+                "%s: %s; see `manage.py check --deploy`", excess.claims[0].database, excess
+            )
 
     def _stop(self) -> None:
         self.stopping = True

@@ -15,6 +15,8 @@ from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from .budget import Limits, read_limits
+
 if TYPE_CHECKING:
     from .database import Databases
 
@@ -34,6 +36,8 @@ class Probe:
     ) -> None:
         self.is_up = False
         self.has_been_up = False
+        self.limits: Limits | None = None
+        """How many connections the server accepts, as it said at the start."""
         self._name = name
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._interval = interval
@@ -45,6 +49,10 @@ class Probe:
     async def start(self) -> None:
         """Ask once, and from then on every `interval` seconds."""
         await self.ask()
+        if self._connection is not None:
+            with suppress(Exception):
+                async with asyncio.timeout(self._timeout):
+                    self.limits = await read_limits(self._connection)
         self._task = asyncio.create_task(self._keep_asking(), name=f"probe of {self._name}")
 
     async def stop(self) -> None:

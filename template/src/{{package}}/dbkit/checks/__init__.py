@@ -10,19 +10,22 @@ from pathlib import Path
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 
+from ..budget import HINT, Claim, excesses, read_limits
 from ..database import Database, Databases
 from ..engine import create_engine
 from ..errors import DatabaseError, NotConfigured
+from ..service import read_service_settings
 from ..settings import environment
 from .finding import Finding, Subject
 from .schema import check_schema
+from .server import check_server, check_timeouts
 
 __all__ = ["CHECKS", "DEPLOY_CHECKS", "Finding", "Subject", "check", "check_variables"]
 
 Check = Callable[[Subject], AsyncIterable[Finding]]
 
 CHECKS: tuple[Check, ...] = (check_schema,)
-DEPLOY_CHECKS: tuple[Check, ...] = ()
+DEPLOY_CHECKS: tuple[Check, ...] = (check_timeouts, check_server)
 """Those of `check --deploy`: about the servers of production."""
 
 
@@ -30,6 +33,7 @@ async def check(databases: Iterable[Database], *, deploy: bool = False) -> Async
     """Check settings, connections and schemas, and with `deploy` the servers."""
     variables = environment()
     addresses: dict[object, Database] = {}
+    claims: list[Claim] = []
     for database in databases:
         try:
             settings = database.read_settings(variables)
@@ -53,9 +57,13 @@ async def check(databases: Iterable[Database], *, deploy: bool = False) -> Async
                 for each in CHECKS + (DEPLOY_CHECKS if deploy else ()):
                     async for finding in run(each, subject):
                         yield finding
+                if deploy and (limits := await read_limits(ours)):
+                    claims.append(Claim(database.name, settings, limits))
         except DatabaseError as error:
             text = str(error).removeprefix(f"{database.name}: ")
             yield Finding("database.E002", database.name, text)
+    for excess in excesses(claims, read_service_settings(variables).processes):
+        yield Finding(excess.id, excess.claims[0].database, str(excess), HINT)
 
 
 async def run(check_: Check, subject: Subject) -> AsyncGenerator[Finding]:

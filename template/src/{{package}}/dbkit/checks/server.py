@@ -1,0 +1,73 @@
+"""Whether a PostgreSQL server is set up as a service in production needs it."""
+
+import time
+from collections.abc import AsyncGenerator
+
+from sqlalchemy import text
+
+from .finding import Finding, Subject
+
+SKEW = 1.0
+"""Seconds between two clocks that are too many."""
+
+SETTINGS = text("""
+    SELECT current_setting('TimeZone'), current_setting('server_encoding'),
+        current_setting('autovacuum'), extract(epoch FROM clock_timestamp())::float8,
+        (SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
+            WHERE 'autovacuum_enabled=false' = ANY (reloptions)
+                OR 'autovacuum_enabled=off' = ANY (reloptions))
+""")
+
+
+async def check_server(subject: Subject) -> AsyncGenerator[Finding]:
+    """Look at the time zone, the encoding, the clock, and autovacuum."""
+    if subject.database.dialect != "postgresql":
+        return
+    await subject.connection.execute(text("SELECT 1"))  # What is slow the first time is over.
+    asked = time.time()
+    row = (await subject.connection.execute(SETTINGS)).one()
+    zone, encoding, autovacuum, clock, without = row
+    ahead = clock - (asked + time.time()) / 2
+    name = subject.settings.url.database
+    if zone not in {"UTC", "Etc/UTC", "GMT"}:
+        yield subject.finding(
+            "database.W010",
+            f"its time zone is {zone}: current_date and date_trunc() go by that",
+            f"ALTER DATABASE {name} SET timezone = 'UTC'",
+        )
+    if encoding != "UTF8":
+        yield subject.finding(
+            "database.W011",
+            f"its encoding is {encoding}: it refuses text that the service accepts",
+            "make a new one with ENCODING 'UTF8' TEMPLATE template0, and move the data there",
+        )
+    if abs(ahead) > SKEW:
+        where = "ahead of" if ahead > 0 else "behind"
+        yield subject.finding(
+            "database.W012",
+            f"the server's clock is {abs(ahead):.1f} s {where} ours",
+            "have both machines set their clocks by NTP",
+        )
+    if autovacuum != "on" or without:
+        yield subject.finding(
+            "database.W013",
+            f"autovacuum is off{f' for {without}' if autovacuum == 'on' else ''}:"
+            " dead rows stay, and queries become slower",
+            "switch it on: autovacuum in postgresql.conf, autovacuum_enabled of a table",
+        )
+
+
+async def check_timeouts(subject: Subject) -> AsyncGenerator[Finding]:
+    """Look for what would let one statement, or one transaction, hold a connection for ever."""
+    if subject.database.dialect != "postgresql":
+        return
+    for id_, field, what in (
+        ("database.W014", "statement_timeout", "a statement may run"),
+        ("database.W015", "idle_in_transaction_timeout", "a transaction may do nothing"),
+    ):
+        if not getattr(subject.settings, field):
+            yield subject.finding(
+                id_,
+                f"{field} is 0: {what} for ever, and hold a connection and its locks",
+                f"set {subject.database.env_prefix}{field.upper()} to what the slowest may take",
+            )
