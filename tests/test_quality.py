@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dbkit import commands
 from dbkit.service import ServiceSettings
 from dbkit.settings import DatabaseSettings
 from rendering import Renderer, Service
@@ -161,3 +162,19 @@ def test_env_example_lists_every_variable_with_its_default(service: Service) -> 
             if variable.lower() in {"url", *each}
         ),
     ]
+
+
+def test_readme_and_agents_name_what_there_is(service: Service) -> None:
+    """Each path in them exists, and each command of ours is one of `manage.py`'s."""
+    package = next(service.path.glob("src/*/dbkit")).parent.name
+    for name in ("README.md", "AGENTS.md"):
+        text = (service.path / name).read_text(encoding="utf-8")
+        for path in re.findall(rf"`((?:src/{package}|tests|migrations)/[\w/.]*)`", text):
+            assert (service.path / path).exists(), f"{name}: {path}"
+        for command in re.findall(r"manage\.py (\w+)", text):
+            assert callable(getattr(commands, command)), f"{name}: {command}"
+        for session in re.findall(r"`(\w+Session)`", text):
+            assert any(
+                f"\n{session} = " in module.read_text()
+                for module in service.path.glob("src/*/databases/*.py")
+            ), f"{name}: {session}"

@@ -19,6 +19,7 @@ ONE_DATABASE = {
     ".copier-answers.yml",
     ".env.example",
     ".gitignore",
+    "AGENTS.md",
     "README.md",
     "manage.py",
     "migrations/primary/0001_create_items.py",
