@@ -124,7 +124,8 @@ def test_data_files_can_be_read(service: Service, variant: Variant) -> None:
             case ".toml":
                 tomllib.loads(path.read_text(encoding="utf-8"))
             case ".yml" | ".yaml":
-                assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
+                documents = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+                assert all(isinstance(each, dict) for each in documents)
             case _:
                 pass
     project = tomllib.loads((service.path / "pyproject.toml").read_text())["project"]

@@ -7,10 +7,7 @@ import yaml
 from rendering import ROOT
 
 TESTS = "python3 -m venv .tools && .tools/bin/pip install --quiet uv && .tools/bin/uv run pytest"
-WORKFLOWS = [
-    *sorted((ROOT / ".github" / "workflows").iterdir()),
-    ROOT / "template" / '{% if ci == "github" %}.github{% endif %}' / "workflows" / "ci.yml",
-]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").iterdir())
 
 
 def commands(path: Path, fence: str = "console") -> list[str]:

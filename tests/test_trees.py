@@ -54,6 +54,13 @@ THREE_MORE_DATABASES = {
     "tests/notes/test_audit_notes.py",
     "tests/notes/test_cache_notes.py",
 }
+CONTAINERS = {
+    ".dockerignore",
+    "Dockerfile",
+    "compose.yaml",
+    "deploy/migrate.yaml",
+    "deploy/service.yaml",
+}
 
 
 def files(service: Service) -> set[str]:
@@ -82,7 +89,7 @@ def test_the_first_database_alone_has_the_items(render: Renderer) -> None:
     [
         ("ci", "github", {".github/workflows/ci.yml"}),
         ("ci", "gitlab", {".gitlab-ci.yml"}),
-        ("containers", True, {".dockerignore", "Dockerfile", "compose.yaml"}),
+        ("containers", True, CONTAINERS),
         ("licence", "MIT", {"LICENSE"}),
         ("licence", "Apache-2.0", {"LICENSE"}),
     ],

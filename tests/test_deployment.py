@@ -1,0 +1,162 @@
+"""What a service is deployed and tested by: files that their own tools accept, and that work."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres, find_binaries
+from dbkit.settings import DatabaseSettings
+from debian import find_program
+from rendering import ROOT, Renderer, Service
+from running import PATIENCE, copy_of, environment, free_port, run, wait_until
+from variants import VARIANTS
+
+BIN = Path(sys.executable).parent
+VARIANT = {each.name: each for each in VARIANTS}
+DEPLOYED = ["default", "four-databases", "postgresql-gitlab"]
+
+pytestmark = pytest.mark.xdist_group("deployment")
+
+
+@pytest.fixture
+def services(render: Renderer) -> list[Service]:
+    """Return a service on one server, one on four databases, and one for GitLab: read only."""
+    return [render(**VARIANT[name].answers) for name in DEPLOYED]
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def accepted(*command: str | Path) -> None:
+    done = run(ROOT, *command)
+    assert done.returncode == 0, done.stdout
+
+
+def test_hadolint_finds_nothing(services: list[Service]) -> None:
+    accepted(BIN / "hadolint", *(each.path / "Dockerfile" for each in services))
+
+
+def test_manifests_are_kubernetes(services: list[Service]) -> None:
+    manifests = [path for each in services for path in each.path.glob("deploy/*.yaml")]
+
+    assert len(manifests) == 2 + 3 + 2  # SQLite has a volume.
+    accepted(BIN / "kubernetes-validate", "--strict", *manifests)
+
+
+def test_other_files_are_of_their_schemas(services: list[Service]) -> None:
+    for schema, name in (
+        ("compose-spec", "compose.yaml"),
+        ("github-workflows", ".github/workflows/ci.yml"),
+        ("gitlab-ci", ".gitlab-ci.yml"),
+    ):
+        files = [each.path / name for each in services if (each.path / name).exists()]
+        assert files
+        accepted(BIN / "check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files)
+
+
+def test_zizmor_finds_nothing(services: list[Service]) -> None:
+    workflows = [each.path / ".github" for each in services if (each.path / ".github").exists()]
+    accepted(BIN / "zizmor", "--offline", "--pedantic", *workflows)
+    accepted(BIN / "zizmor", "--offline", ROOT / ".github")
+
+
+def test_platforms_wait_longer_than_a_service_takes_to_stop(services: list[Service]) -> None:
+    for service in services:
+        text = (service.path / "Dockerfile").read_text()
+        delay = int(re.findall(r"SHUTDOWN_DELAY=(\d+)", text)[0])
+        graceful = int(re.findall(r'"--timeout-graceful-shutdown", "(\d+)"', text)[0])
+        takes = delay + graceful + DatabaseSettings.model_fields["drain_timeout"].default
+
+        deployment = documents(service.path / "deploy" / "service.yaml")[0]
+        assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > takes
+        (compose,) = documents(service.path / "compose.yaml")
+        assert int(compose["services"]["service"]["stop_grace_period"].rstrip("s")) > takes
+
+
+def test_manifests_say_how_many_connections_they_need(services: list[Service]) -> None:
+    said = [
+        re.findall(
+            r"^#   (\w+): (.*)$", (each.path / "deploy" / "service.yaml").read_text(), re.MULTILINE
+        )
+        for each in services
+    ]
+
+    assert said == [
+        [("primary", "3 x (10 + 1) = 33")],
+        [("primary", "1 x (10 + 1) = 11"), ("analytics", "1 x (2 + 1) = 3")],
+        [("primary", "3 x (10 + 1) = 33")],
+    ]
+
+
+def test_steps_of_the_container_work_without_one(services: list[Service], tmp_path: Path) -> None:
+    """Make the databases as compose does, migrate, and run the command of the image."""
+    folder = copy_of(services[1], tmp_path)
+    (compose,) = documents(folder / "compose.yaml")
+    migrate = compose["services"]["migrate"]
+    dockerfile = (folder / "Dockerfile").read_text()
+    port = str(free_port())
+    healthcheck, command = (
+        json.loads(each.replace("0.0.0.0", "127.0.0.1").replace("8000", port))  # noqa: S104 -- what it says
+        for each in re.findall(r"^ *CMD (\[.*\])", dockerfile, re.MULTILINE)
+    )
+    with EmbeddedPostgres(tmp_path / "postgres", settings=TEST_SETTINGS) as server:
+        address = f"{server.password}@127.0.0.1:{server.port}"
+        variables = {
+            name: url.replace("local@postgres:5432", address)
+            for name, url in migrate["environment"].items()
+        } | {
+            name: url.replace("/data", str(tmp_path))
+            for name, url in re.findall(r"^ENV (\w*URL)=(.*)", dockerfile, re.MULTILINE)
+        }
+        assert len(variables) == 4
+        sql = tmp_path / "databases.sql"
+        sql.write_text(compose["configs"]["databases"]["content"])
+        made = run(
+            tmp_path,
+            *(find_binaries() / "psql", "--host", "127.0.0.1", "--port", str(server.port)),
+            *("--username", "postgres", "--file", sql),
+            variables={"PGPASSWORD": server.password},
+        )
+        assert made.returncode == 0, made.stdout
+        migrated = run(folder, sys.executable, *migrate["command"][1:], variables=variables)
+        assert migrated.returncode == 0, migrated.stdout
+
+        log = tmp_path / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command, "--port", port],
+                cwd=folder,
+                env=environment(**variables, SHUTDOWN_DELAY="0.1"),
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            healthy = [sys.executable, *healthcheck[1:]]
+            wait_until(lambda: run(folder, *healthy).returncode == 0, "healthy")
+            url = f"http://127.0.0.1:{port}/readyz"
+            wait_until(lambda: httpx.get(url).status_code == 200, "ready")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) in {0, -signal.SIGTERM}
+        finally:
+            process.kill()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [each for each in lines if each["level"] != "info"] == []
+
+
+def test_unit_of_the_documentation_is_one(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    unit = re.findall(r"^```ini\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0]
+    # Programs and folders that this machine has.
+    unit = re.sub(r"/opt/orders/\.venv/bin/\w+", sys.executable, unit)
+    unit = unit.replace("/opt/orders", str(tmp_path)).replace("/etc/orders.env", "/dev/null")
+    (tmp_path / "orders.service").write_text(unit)
+
+    accepted(find_program("systemd-analyze", "systemd"), "verify", tmp_path / "orders.service")
