@@ -11,9 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from .errors import Unreachable
+from .pgbouncer import behind_pgbouncer
 from .pool import FairPool
 from .settings import DatabaseSettings
-from .sqlstates import DISCONNECTED, READ_ONLY, sqlstate
+from .sqlstates import DISCONNECTED, READ_ONLY, UNKNOWN_STATEMENT, sqlstate
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,9 @@ TCP_OPTIONS = {
 
 FENCE = 5.0
 """Seconds behind `statement_timeout` after which the driver gives a server up."""
+
+UNKNOWN_PARAMETER = "08P01"
+"""What PgBouncer answers to startup parameters: to a server, a violation of the protocol."""
 
 HINTS = {
     "28P01": "the server refused the user or the password",
@@ -80,6 +84,8 @@ def create_engine(
 
     @event.listens_for(engine.sync_engine, "handle_error")
     def note_error(context: ExceptionContext) -> Exception | None:
+        if sqlstate(context.original_exception) in UNKNOWN_STATEMENT and not settings.pgbouncer:
+            logger.error("%s: %s", name, undeclared(prefix))
         return handle_error(name, context)
 
     if is_sqlite:
@@ -133,7 +139,7 @@ def connect_args(name: str, settings: DatabaseSettings) -> dict[str, Any]:
     """Translate the timeouts, in seconds, to the driver's own arguments."""
     if settings.url.get_backend_name() == "sqlite":
         return {"timeout": settings.lock_timeout}
-    return {
+    arguments: dict[str, Any] = {
         "timeout": settings.connect_timeout,
         # Behind the server's own timeout, which keeps the connection: for a server that is frozen.
         "command_timeout": settings.statement_timeout + FENCE
@@ -149,6 +155,9 @@ def connect_args(name: str, settings: DatabaseSettings) -> dict[str, Any]:
             "client_connection_check_interval": milliseconds(settings.client_check_interval),
         },
     }
+    if settings.pgbouncer:
+        return behind_pgbouncer(arguments)
+    return arguments
 
 
 def keep_alive(connection: Any) -> None:
@@ -195,9 +204,20 @@ def unreachable(name: str, prefix: str, settings: DatabaseSettings, error: Excep
     """Say which server was tried, what it answered, and which variable to check."""
     where = {key: value for key, value in settings.url.query.items() if key in {"host", "port"}}
     url = settings.url.set(drivername=settings.url.get_backend_name(), query=where)
+    advice = f"check {prefix}URL"
+    if sqlstate(error) == UNKNOWN_PARAMETER and not settings.pgbouncer:
+        advice = f"if that is PgBouncer, set {prefix}PGBOUNCER=true"
     return (
         f"{name}: cannot connect to {url.render_as_string(hide_password=True)}: {reason(error)};"
-        f" check {prefix}URL"
+        f" {advice}"
+    )
+
+
+def undeclared(prefix: str) -> str:
+    """Say what follows when statements get lost: another's answer may come, without an error."""
+    return (
+        "a pooler in transaction mode lies between, and mixes up prepared statements:"
+        f" set {prefix}PGBOUNCER=true"
     )
 
 

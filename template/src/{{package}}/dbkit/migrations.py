@@ -1,5 +1,6 @@
 """Alembic, configured in code: one history per database, in `migrations/<name>/`."""
 
+import asyncio
 import io
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, event, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .database import Database
@@ -27,6 +28,8 @@ ENVIRONMENT = Path(__file__).with_name("alembic")
 DIRECTORY = Path("migrations")  # in the project's folder
 ZERO = "zero"  # Django's name for the state before the first migration
 LOCK = 0x64626B6974  # "dbkit": the advisory lock that lets one process migrate at a time
+LOCK_INTERVAL = 0.2
+"""Seconds between two tries to get it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +167,16 @@ async def connect(database: Database, *, alone: bool = False) -> AsyncGenerator[
 
     async with engine.connect() as connection:
         if alone and database.dialect == "postgresql":
-            # Of several that migrate at once, one does and the others wait, however long.
-            await connection.execute(text("SET lock_timeout = 0"))
-            await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
-            await connection.execute(text("RESET lock_timeout"))
-            await connection.commit()
+            # Of several that migrate at once, one does and the others wait, however long. In a
+            # transaction apart: behind a pooler, a lock lasts no longer than that.
+            async with engine.connect() as apart:
+                while not await apart.scalar(select(func.pg_try_advisory_xact_lock(LOCK))):
+                    await apart.rollback()
+                    await asyncio.sleep(LOCK_INTERVAL)
+                # Ends the SELECT, for whose snapshot CREATE INDEX CONCURRENTLY would wait.
+                await apart.execute(text("SET LOCAL lock_timeout = 0"))
+                yield connection
+            return
         yield connection
 
 

@@ -52,6 +52,7 @@ class Declared(TypedDict, total=False):
     lock_timeout: float
     idle_in_transaction_timeout: float
     client_check_interval: float
+    pgbouncer: bool
 
 
 class DatabaseSettings(BaseModel):
@@ -107,6 +108,8 @@ class DatabaseSettings(BaseModel):
     """Seconds after which the server ends a transaction that does nothing; 0 is never."""
     client_check_interval: float = Field(default=1, ge=0, le=3600)
     """Seconds after which the server, in a statement, sees that the service is gone; 0 is never."""
+    pgbouncer: bool = False
+    """Whether the URL leads to PgBouncer, or its like, in transaction mode."""
 
     @property
     def max_connections(self) -> int:

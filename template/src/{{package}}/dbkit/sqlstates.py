@@ -11,6 +11,8 @@ from sqlalchemy.exc import DataError
 # The server is leaving, or is no longer the primary: the connection is of no more use.
 READ_ONLY = "25006"
 DISCONNECTED = frozenset({READ_ONLY, "57P01", "57P02", "57P03"})
+# A prepared statement is there already, or is gone: somebody else uses the connection too.
+UNKNOWN_STATEMENT = frozenset({"26000", "42P05"})
 
 SQLITE = {
     "SQLITE_BUSY": "55P03",

@@ -17,6 +17,7 @@ from ..errors import DatabaseError, NotConfigured
 from ..service import read_service_settings
 from ..settings import environment
 from .finding import Finding, Subject
+from .pooler import check_pooler
 from .schema import check_schema
 from .server import check_server, check_timeouts
 
@@ -24,7 +25,7 @@ __all__ = ["CHECKS", "DEPLOY_CHECKS", "Finding", "Subject", "check", "check_vari
 
 Check = Callable[[Subject], AsyncIterable[Finding]]
 
-CHECKS: tuple[Check, ...] = (check_schema,)
+CHECKS: tuple[Check, ...] = (check_pooler, check_schema)
 DEPLOY_CHECKS: tuple[Check, ...] = (check_timeouts, check_server)
 """Those of `check --deploy`: about the servers of production."""
 

@@ -1,0 +1,69 @@
+"""A PgBouncer in transaction mode, before a server."""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from debian import find_program
+from sqlalchemy import URL
+
+
+def find_pgbouncer() -> Path:
+    """Find PgBouncer: the one that `PGBOUNCER` names, else Debian's."""
+    named = os.environ.get("PGBOUNCER")
+    return Path(named) if named else find_program("pgbouncer", "pgbouncer")
+
+
+@contextmanager
+def pgbouncer(server: URL, *, pool_size: int = 2, **settings: str) -> Generator[URL]:
+    """Run a PgBouncer of `pool_size` connections to each database; yield the server's URL by it."""
+    port = free_port()
+    ini = {
+        "listen_addr": "127.0.0.1",
+        "listen_port": port,
+        "unix_socket_dir": "",
+        "auth_type": "any",
+        "pool_mode": "transaction",
+        "default_pool_size": pool_size,
+        "max_client_conn": 500,
+        **settings,
+    }
+    with TemporaryDirectory() as name:
+        folder, log = Path(name), Path(name, "log")
+        folder.chmod(0o755)  # For a user who may read it; it holds no more than a test's password.
+        (folder / "ini").write_text(
+            f"[databases]\n* = host={server.host} port={server.port}"
+            f" user={server.username} password={server.password}\n[pgbouncer]\n"
+            + "".join(f"{key} = {value}\n" for key, value in ini.items())
+        )
+        command = [str(find_pgbouncer()), "-q", str(folder / "ini")]
+        if os.geteuid() == 0:  # It refuses to run as root.
+            command[1:1] = ["-u", "nobody"]
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            while not listens(port):
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.01)
+            yield server.set(host="127.0.0.1", port=port)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def listens(port: int) -> bool:
+    """Whether something accepts connections on a port."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port() -> int:
+    """Find a port on which nothing listens now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
