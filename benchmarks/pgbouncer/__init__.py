@@ -1,0 +1,1 @@
+"""Ways to work behind PgBouncer: which are right, and what they cost."""
