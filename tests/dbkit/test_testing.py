@@ -69,6 +69,11 @@ def test_all_else_passes(outcomes: dict[str, str]) -> None:
     [
         ("a_leak", "primary: a connection was not returned; it was taken at", "the leak"),
         (
+            "a_leak_in_an_isolated_task",
+            "primary: a connection was not returned; it was taken at",
+            "the isolated leak",
+        ),
+        (
             "a_leak_for_the_garbage_collector",
             "audit: a connection was not returned; it was taken at",
             "the drop",

@@ -105,6 +105,36 @@ async def test_pool_of_one_with_whom_to_wait_for(databases: Any) -> None:
     assert "end the first session before the second begins" in str(raised.value)
 
 
+async def test_isolated_tasks_at_once(client: Any, isolated: Any, assert_checkouts: Any) -> None:
+    everybody = asyncio.Barrier(8)
+    databases: set[str] = set()
+
+    async def task(number: int) -> None:
+        async with isolated():
+            databases.add(primary.settings.url.database)
+            await everybody.wait()
+            for _ in range(number):
+                body = {"name": f"lamp {_}"}
+                assert (await client.post("/items", json=body)).status_code == 201
+            async with audit.session() as session:
+                session.add(Note(item_id=1, text="bright"))
+            await everybody.wait()
+            assert await count(primary, Item) == number
+            assert await count(audit, Note) == 1
+
+    with assert_checkouts(sum(range(8)) + 8 * 3):
+        await asyncio.gather(*(task(number) for number in range(8)))
+
+    assert len(databases) == 8
+    assert await count(primary, Item) == 0
+    assert await count(audit, Note) == 0
+
+
+async def test_plants_a_leak_in_an_isolated_task(isolated: Any) -> None:
+    async with isolated():
+        KEPT.append(await primary.engine.connect())  # the isolated leak
+
+
 @pytest.mark.committed
 @pytest.mark.parametrize("turn", [1, 2])
 async def test_committed_in_a_copy_of_its_own(client: Any, turn: int) -> None:

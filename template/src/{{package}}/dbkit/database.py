@@ -5,6 +5,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Self, TypeVar, Unpack
 
@@ -74,6 +75,7 @@ class Database:
         self.env_prefix = env_prefix or f"{name.upper()}_DATABASE_"
         self.declared: Declared = declared
         self._opened: Opened | None = None
+        self._here: ContextVar[Opened | None] = ContextVar(f"{name} here", default=None)
 
     def __repr__(self) -> str:
         return f"<Database {self.name} ({self.dialect}, {'open' if self._opened else 'not open'})>"
@@ -112,9 +114,10 @@ class Database:
 
     @property
     def _open(self) -> Opened:
-        if self._opened is None:
+        opened = self._here.get() or self._opened
+        if opened is None:
             raise NotOpen(self.name)
-        return self._opened
+        return opened
 
     def read_settings(self, variables: Mapping[str, str] | None = None) -> DatabaseSettings:
         """Read the settings from the environment; `NotConfigured` holds every fault."""
@@ -211,6 +214,15 @@ class Database:
             yield
         finally:
             self._opened = before
+
+    @contextmanager
+    def replaced_here(self, opened: Opened) -> Generator[None]:
+        """Work on another engine in this task and those that it begins. For tests."""
+        token = self._here.set(opened)
+        try:
+            yield
+        finally:
+            self._here.reset(token)
 
 
 class Databases(Mapping[str, Database]):

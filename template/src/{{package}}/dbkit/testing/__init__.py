@@ -14,6 +14,7 @@ from contextlib import (
     AbstractContextManager,
     AsyncExitStack,
     ExitStack,
+    asynccontextmanager,
     contextmanager,
 )
 from threading import Thread
@@ -147,6 +148,31 @@ async def databases(
         running_app.dependency_overrides = overrides
     if said := [fault for faults_ in found for fault in faults_]:
         pytest.fail("\n".join(said), pytrace=False)
+
+
+class Isolated(Protocol):
+    """Gives a task, and those that it begins, databases of their own until exit."""
+
+    def __call__(self) -> AbstractAsyncContextManager[None]: ...  # noqa: D102
+
+
+@pytest.fixture
+def isolated(databases: Databases, isolations: dict[str, Isolation]) -> Isolated:
+    """Isolate tasks of one test from each other: copies of all databases, with real commits.
+
+    As in `async with isolated(): ...`, in as many tasks at once as you like.
+    """
+
+    @asynccontextmanager
+    async def isolate() -> AsyncGenerator[None]:
+        async with AsyncExitStack() as stack:
+            copies = [each.copy_here() for each in isolations.values()]
+            found = [await stack.enter_async_context(each) for each in copies]
+            yield
+        if said := [fault for faults_ in found for fault in faults_]:
+            pytest.fail("\n".join(said), pytrace=False)
+
+    return isolate
 
 
 @pytest.fixture

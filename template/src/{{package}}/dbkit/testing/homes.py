@@ -51,7 +51,7 @@ class Home(ABC):
         """Return a copy for one test; the next one is made while that test runs."""
         ahead, self._ahead = self._ahead, None
         url = await (ahead or self.another())
-        self._ahead = asyncio.create_task(self.another())
+        self._ahead = self._ahead or asyncio.create_task(self.another())
         return url
 
     def drop_later(self, url: URL) -> None:

@@ -35,6 +35,8 @@ class Isolation:
         self._sandboxed: tuple[Opened, Sandbox] | None = None
         self._engines: Opened | None = None
         self._copied = self._url
+        self._idle: list[Isolation] = []
+        """Isolations of tasks that have ended, to be used again."""
 
     @asynccontextmanager
     async def sandbox(self) -> AsyncGenerator[list[str]]:
@@ -56,13 +58,17 @@ class Isolation:
                     self._url = await self._home.another()
 
     @asynccontextmanager
-    async def copy(self) -> AsyncGenerator[list[str]]:
-        """Use a copy of the migrated template, with the whole pool, dropped on exit."""
+    async def copy(self, *, here: bool = False) -> AsyncGenerator[list[str]]:
+        """Use a copy of the migrated template, with the whole pool, dropped on exit.
+
+        Either everywhere, or `here`: in the current task and those that it begins.
+        """
         faults: list[str] = []
         url = self._copied = await self._home.take()
         settings = self.database.settings.model_copy(update={"url": url})
         engines = self._engines = self._engines or self._make_engines()
-        with self.database.replaced(replace(engines, settings=settings, probe=self.database.probe)):
+        opened = replace(engines, settings=settings, probe=self.database.probe)
+        with self.database.replaced_here(opened) if here else self.database.replaced(opened):
             self._begin()
             try:
                 yield faults
@@ -75,6 +81,15 @@ class Isolation:
                 await self.database.pool.drain(0)
                 await engines.engine.dispose()  # It makes a new pool.
                 self._home.drop_later(url)
+
+    @asynccontextmanager
+    async def copy_here(self) -> AsyncGenerator[list[str]]:
+        """Use a copy in the current task; other tasks may do so at the same time."""
+        isolation = self._idle.pop() if self._idle else Isolation(self.database, self._home)
+        isolation.watch.records = self.watch.records
+        async with isolation.copy(here=True) as faults:
+            yield faults
+        self._idle.append(isolation)
 
     async def close(self) -> None:
         """Close the sandbox; the next test makes another."""
