@@ -16,6 +16,7 @@ ends, and macOS and Windows have nothing like it. Here it only covers the guard'
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,6 +32,8 @@ else:
     import fcntl
     import pwd
 
+SCRAM_ITERATIONS = 16
+"""The first version of PostgreSQL whose SCRAM iterations can be set."""
 READY_TIMEOUT = 60.0
 """Seconds to wait for the server; crash recovery is the slow part."""
 STOP_TIMEOUT = 10.0
@@ -123,9 +126,10 @@ class Guard:
     def initialise(self) -> None:
         """Make the data directory, whole or not at all."""
         made_by = self.data / "PG_VERSION"
+        version = subprocess.check_output([self.binaries / "postgres", "--version"], text=True)  # noqa: S603
+        ours = version.split()[2]
         if made_by.exists():
-            version = subprocess.check_output([self.binaries / "postgres", "--version"], text=True)  # noqa: S603
-            major, ours = made_by.read_text().strip(), version.split()[2]
+            major = made_by.read_text().strip()
             if not ours.startswith(major):
                 sys.exit(
                     f"{self.data} was made by PostgreSQL {major}, and this is {ours}.\n"
@@ -139,9 +143,13 @@ class Guard:
         password = self.directory / "password"
         password.write_text(os.urandom(16).hex())
         locale = "C" if sys.platform == "win32" else "C.UTF-8"
+        # A password of 128 random bits needs no slow hash: a third off the time of each connect.
+        version_number = int(re.split(r"\D", ours)[0])
+        quick = ["-c", "scram_iterations=1"] if version_number >= SCRAM_ITERATIONS else []
         initdb = self.spawn(
             "initdb", "--no-sync", "--no-instructions", f"--locale={locale}", "--encoding=UTF8",
-            "--username=postgres", "--auth=scram-sha-256", f"--pwfile={password}", "-D", unfinished,
+            "--username=postgres", "--auth=scram-sha-256", f"--pwfile={password}", *quick,
+            "-D", unfinished,
         )  # fmt: skip
         if initdb.wait():
             raise self.failed("initdb failed")
