@@ -3,8 +3,10 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from jinja2 import Environment
 from pytest_copie.plugin import Copie
 from rendering import ROOT, Renderer, commit_all
 
@@ -23,6 +25,28 @@ def hermetic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("COPIER_SETTINGS_PATH", str(copier_settings))
         patch.setenv("GIT_CONFIG_GLOBAL", str(git_settings))
         patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once() -> Iterator[None]:
+    """Compile each text of a template once: a third of the time of a render goes there."""
+    compiled: dict[object, Any] = {}
+    compile_text: Any = Environment.compile
+
+    def compile_once(
+        environment: Environment, source: str, name: str | None = None, *rest: Any, **options: Any
+    ) -> Any:
+        # Copier makes an environment for each render; they compile alike.
+        key = (source, name)
+        if key in compiled:
+            environment.preprocess(source)  # It forgets the last `yield`.
+        else:
+            compiled[key] = compile_text(environment, source, name, *rest, **options)
+        return compiled[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Environment, "compile", compile_once)
         yield
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from copier import run_copy, run_recopy, run_update
+from copier.errors import UserMessageError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rendering import ROOT, Renderer, commit_all, git
@@ -104,7 +105,9 @@ def check(questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Check:
     }
 
     def check_answer(name: str, answer: Any) -> list[str]:
-        text = validators[name].render({name: answer, "_copier_conf": {"data": {}}})
+        conf: dict[str, Any] = {"data": {}, "dst_path": folder}
+        context = {"recorded": {}, "package": "my_service", "_copier_conf": conf, name: answer}
+        text = validators[name].render(context)
         return text.strip().splitlines()
 
     return check_answer
@@ -811,6 +814,90 @@ def test_stopped_update_goes_on_with_a_new_answer(repository: Path, tmp_path: Pa
     update(folder, [{"name": "orders", "engine": "postgresql"}])
 
     assert "- name: orders\n" in (folder / ".copier-answers.yml").read_text()
+
+
+def test_update_to_another_engine_waits_until_the_owners_file_is_out_of_the_way(
+    repository: Path, tmp_path: Path
+) -> None:
+    folder = copy_orders(repository, tmp_path / "orders", [AUDIT])
+    databases = [PRIMARY, AUDIT | {"engine": "postgresql"}]
+    fault = (
+        'item 2 ("audit"), engine: it was sqlite, as your src/orders/databases/audit.py says; '
+        "delete that file, commit, and update again: it comes back for postgresql"
+    )
+
+    with pytest.raises(ValueError, match=re.escape(fault)):
+        update(folder, databases)
+
+    assert git(folder, "status", "--porcelain") == ""
+    (folder / "src" / "orders" / "databases" / "audit.py").unlink()
+    commit_all(folder)
+    update(folder, databases)
+    assert git(folder, "status", "--porcelain", "--untracked-files=all").splitlines() == [
+        " M .copier-answers.yml",
+        " M src/orders/databases/__init__.py",
+        "?? src/orders/databases/audit.py",
+        "?? src/orders/databases/primary.py",
+    ]
+
+
+def test_update_to_another_name_waits_until_the_package_is_renamed(
+    repository: Path, tmp_path: Path
+) -> None:
+    folder = copy_orders(repository, tmp_path / "orders", [PRIMARY])
+    fault = (
+        "its package would be store, and the service's is orders; "
+        "first rename src/orders and its imports, and commit"
+    )
+
+    with pytest.raises(ValueError, match=re.escape(fault)):
+        run_update(folder, {"project_name": "Store"}, defaults=True, overwrite=True, quiet=True)
+
+    assert git(folder, "status", "--porcelain") == ""
+    git(folder, "mv", "src/orders", "src/store")
+    commit_all(folder)
+    run_update(folder, {"project_name": "Store"}, defaults=True, overwrite=True, quiet=True)
+    assert git(folder, "status", "--porcelain").splitlines() == [" M .copier-answers.yml"]
+
+
+def test_update_over_several_releases_is_as_good_as_each(repository: Path, tmp_path: Path) -> None:
+    at_once = copy_orders(repository, tmp_path / "a" / "orders", [PRIMARY])
+    in_steps = copy_orders(repository, tmp_path / "b" / "orders", [PRIMARY])
+    kit = repository / "template" / "src" / "{{ package }}" / "dbkit"
+    for number in range(2, 5):
+        edit(repository / "template" / "ruff.toml", "100", f"100\n# {number}")
+        (kit / f"new_{number}.py").touch()
+        (kit / f"new_{number - 1}.py").unlink(missing_ok=True)
+        commit_all(repository, tag=f"v{number}.0.0")
+        update(in_steps)
+        commit_all(in_steps)
+
+    update(at_once)
+    commit_all(at_once)
+
+    assert git(at_once, "rev-parse", "HEAD^{tree}") == git(in_steps, "rev-parse", "HEAD^{tree}")
+    assert (at_once / "src" / "orders" / "dbkit" / "new_4.py").exists()
+    assert not (at_once / "src" / "orders" / "dbkit" / "new_3.py").exists()
+
+
+def test_relative_path_of_the_template_is_recorded_in_full(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = copy_orders(Path(repository.name), tmp_path / "deep" / "orders", [PRIMARY])
+
+    monkeypatch.chdir(folder)
+    update(folder)
+
+    assert f"_src_path: {repository}\n" in (folder / ".copier-answers.yml").read_text()
+
+
+def test_update_of_a_dirty_tree_is_refused(repository: Path, tmp_path: Path) -> None:
+    folder = copy_orders(repository, tmp_path / "orders", [PRIMARY])
+    (folder / "ruff.toml").write_text("line-length = 90\n")
+
+    with pytest.raises(UserMessageError, match="repository is dirty"):
+        update(folder)
 
 
 def test_update_that_adds_a_database_adds_its_file_and_no_example(

@@ -1,0 +1,262 @@
+"""Services that their owners have edited are updated from every release, without conflict."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from owner import ANCHOR
+from releases import Release, git, listed, newest_of_each_minor
+from rendering import Renderer, commit_all
+from running import manage, run, running
+from updating import (
+    HEAD,
+    Owned,
+    answers_of,
+    copy,
+    faults,
+    is_yours,
+    own,
+    owner_of,
+    owners,
+    pattern,
+    tree,
+    update,
+    write_history,
+)
+from variants import Variant, curated
+
+BIN = Path(sys.executable).parent
+VARIANTS = list(curated())
+# All releases for one variant, all variants for the newest of each minor.
+CASES = [
+    pytest.param(release, variant, id=f"{release.version}-{variant.name}")
+    for release in listed()
+    for variant in (VARIANTS if release in newest_of_each_minor(listed()) else VARIANTS[:1])
+]
+
+
+@pytest.fixture(scope="session")
+def history(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a repository of all releases and of the template as it stands: read only."""
+    return write_history(tmp_path_factory.mktemp("history") / "fastapi-pools", template)
+
+
+def chosen(name: str) -> Variant:
+    """Return a curated variant."""
+    return next(each for each in VARIANTS if each.name == name)
+
+
+def started(
+    history: Path, release: Release, variant: Variant, render: Renderer, folder: Path
+) -> Owned:
+    """Render a service from a release, and have its owner edit it.
+
+    Where later versions have files of the owner's, this owner has some of that name already.
+    """
+    try:
+        copy(history, folder, variant.answers, release.tag)
+    except ValueError as error:
+        pytest.skip(f"{release.version} cannot: {error}")
+    later = tree(render(**variant.answers).path).keys() - tree(folder).keys()
+    return own(folder, {name for name in later if is_yours(name)})
+
+
+@pytest.mark.parametrize(("release", "variant"), CASES)
+def test_update_keeps_what_is_the_owners_and_renews_the_rest(
+    history: Path, release: Release, variant: Variant, render: Renderer, tmp_path: Path
+) -> None:
+    service = started(history, release, variant, render, tmp_path / "service")
+
+    update(service.folder)
+
+    assert faults(service, render(**answers_of(service.folder)).path) == []
+    assert f"_commit: {HEAD}\n" in (service.folder / ".copier-answers.yml").read_text()
+
+
+def test_updated_service_works_and_has_nothing_to_update(
+    history: Path, render: Renderer, tmp_path: Path
+) -> None:
+    """Its owner's code uses every public name of the kit: it is typed, tested and served."""
+    variant = chosen("four-databases")
+    service = started(history, listed()[0], variant, render, tmp_path / "service")
+    update(service.folder)
+    commit_all(service.folder)
+
+    update(service.folder)
+
+    assert git(service.folder, "status", "--porcelain") == ""
+    pyright = run(service.folder, BIN / "pyright", "--pythonpath", sys.executable)
+    assert pyright.returncode == 0, pyright.stdout
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "anyio"]
+    tests = run(service.folder, *pytest_, variables={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
+    assert tests.returncode == 0, tests.stdout
+    with running(service.folder) as served:
+        assert served.client.post("/shelves/a1").status_code == 201
+        assert served.client.get("/shelves/count").json() == 1
+        assert served.client.get("/").json() == "hello"
+        check = manage(service.folder, "check", "--fail-level", "warning")
+        assert check.returncode == 0, check.stdout
+
+
+# ------------------------------------------------------------------------------------- ownership
+
+
+@pytest.fixture(scope="session")
+def files(render: Renderer) -> set[str]:
+    """List the files of all curated variants."""
+    return {name for variant in VARIANTS for name in tree(render(**variant.answers).path)}
+
+
+def test_every_file_has_one_owner(files: set[str]) -> None:
+    assert {owner_of(name) for name in files} == {"the template's", "shared", "yours"}
+
+
+def test_every_path_that_has_an_owner_is_rendered(files: set[str]) -> None:
+    unused = [path for path in owners() if not any(map(pattern(path).fullmatch, files))]
+
+    assert unused == []
+
+
+def test_shared_files_end_with_their_anchor(files: set[str], render: Renderer) -> None:
+    service = tree(render().path)
+    shared = [name for name in files if owner_of(name) == "shared"]
+
+    assert [name for name in shared if not service[name].endswith(ANCHOR.encode())] == []
+
+
+# -------------------------------------------------------------------------------------- mutations
+
+Mutation = Callable[[Path], object]
+
+
+def change(path: str, old: str, new: str) -> Mutation:
+    """Change a file of the template."""
+
+    def mutate(template: Path) -> None:
+        text = (template / path).read_text()
+        assert old in text
+        (template / path).write_text(text.replace(old, new))
+
+    return mutate
+
+
+def add(path: str, text: str) -> Mutation:
+    """Add to a file of the template, or add one."""
+
+    def mutate(template: Path) -> None:
+        (template / path).parent.mkdir(exist_ok=True)
+        with (template / path).open("a") as file:
+            file.write(text)
+
+    return mutate
+
+
+def move(path: str, to: str) -> Mutation:
+    """Move a file of the template."""
+    return lambda template: (template / path).rename(template / to)
+
+
+def drop(path: str) -> Mutation:
+    """Drop a file of the template."""
+    return lambda template: (template / path).unlink()
+
+
+def unlist(path: str) -> Mutation:
+    """Have copier.yml no longer keep a file of the owner's."""
+    return change("copier.yml", path, "/nothing")
+
+
+PACKAGE = "template/src/{{package}}"
+# What breaks owners, and the fault that it is noticed by.
+MUTATIONS: dict[str, tuple[list[Mutation], str]] = {
+    "owner's file moved": (
+        [move(f"{PACKAGE}/main.py.jinja", f"{PACKAGE}/application.py.jinja")],
+        "main.py: an owner of 0.1.0 had it",
+    ),
+    "owner's file changed, and no longer kept": (
+        [unlist("/README.md"), change("template/README.md.jinja", "every day", "each day")],
+        "README.md: conflict",
+    ),
+    "example no longer kept deleted": (
+        [unlist("/src/*/items/")],
+        "src/my_service/items/models.py: nobody asked for it",
+    ),
+    "new file where the owner may have one": (
+        [add("template/tests/test_shelves.py", "# ours"), unlist("/tests/")],
+        "tests/test_shelves.py: conflict",
+    ),
+    "line below an anchor": (
+        [add("template/.gitignore", "*.log\n")],
+        ".gitignore: conflict",
+    ),
+    "anchor dropped": (
+        [change("template/.env.example.jinja", ANCHOR, "")],
+        ".env.example: ",
+    ),
+    "template's file no longer renewed": (
+        [
+            change("copier.yml", "  - /LICENSE\n  - /migr", "  - /ruff.toml\n  - /migr"),
+            change("template/ruff.toml", "100", "120"),
+        ],
+        "ruff.toml: not as expected",
+    ),
+    "random text": (
+        [
+            add("template/ruff.toml", "# {{ range(99999) | random }}\n"),
+            move("template/ruff.toml", "template/ruff.toml.jinja"),
+        ],
+        "ruff.toml: not as expected",
+    ),
+    "answer forgotten": (
+        [change("copier.yml", "Where its tests run", "Where its tests run\n  when: false")],
+        "answer ci: None was 'none'",
+    ),
+    "validator tightened": (
+        [change("includes/databases.jinja", "name | length > 24", "name | length > 5")],
+        "has 7 characters",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def owned(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Owned:
+    """Return a small service of the newest version, edited by its owner: read only."""
+    folder = tmp_path_factory.mktemp("owned") / "service"
+    return own(copy(history, folder, chosen("sqlite-bare").answers, HEAD), set())
+
+
+def faults_after(mutations: list[Mutation], owned: Owned, history: Path, folder: Path) -> list[str]:
+    """Say what is wrong after an update to a mutated template."""
+    template = shutil.copytree(history, folder / "template")
+    service = owned.duplicate(folder / "service", template)
+    for mutate in mutations:
+        mutate(template)
+    commit_all(template, tag="v100.0.0")
+    try:
+        update(service.folder)
+        return faults(service, copy(template, folder / "fresh", answers_of(service.folder)))
+    except ValueError as error:
+        return [str(error)]
+
+
+@pytest.mark.xdist_group("mutations")
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_what_breaks_owners_is_noticed(
+    owned: Owned, history: Path, tmp_path: Path, name: str
+) -> None:
+    mutations, fault = MUTATIONS[name]
+
+    found = faults_after(mutations, owned, history, tmp_path)
+
+    assert [each for each in found if fault in each] != [], found
+
+
+@pytest.mark.xdist_group("mutations")
+def test_owners_keep_a_file_that_the_template_drops(
+    owned: Owned, history: Path, tmp_path: Path
+) -> None:
+    mutations = [unlist("/manage.py"), drop("template/manage.py.jinja")]
+
+    assert faults_after(mutations, owned, history, tmp_path) == []
