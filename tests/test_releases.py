@@ -35,6 +35,14 @@ def test_changelog_and_list_agree() -> None:
     assert all(notes(changelog, version) for version in versions)
 
 
+def test_what_was_said_of_a_release_stays() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    for release in listed():
+        then = git(ROOT, "show", f"{release.commit}:CHANGELOG.md")
+        said = notes(then, release.version) or notes(then, "Unreleased")
+        assert notes(changelog, release.version) == said
+
+
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """Return a repository whose last release is 0.1.0."""
