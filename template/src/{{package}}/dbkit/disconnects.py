@@ -10,6 +10,8 @@ from contextvars import ContextVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .usage import current_scope
+
 NOTICE_AFTER = 0.1
 """Seconds from which on a request is worth watching; shorter ones cost a timer and no task."""
 
@@ -17,16 +19,29 @@ _request: ContextVar["WatchedRequest | None"] = ContextVar("request", default=No
 
 
 class CancelOnDisconnect:
-    """ASGI middleware that cancels a request once its client has left."""
+    """ASGI middleware that cancels a request once its client has left.
+
+    It also notes which request is served, for whoever asks what holds connections.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; what is no HTTP passes through."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
+        token = current_scope.set(scope)
+        try:
+            if scope["type"] == "http":
+                await self._serve(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+        finally:
+            current_scope.reset(token)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = WatchedRequest(scope, receive)
 
         async def send_unwatched(message: Message) -> None:

@@ -15,6 +15,7 @@ from .pgbouncer import behind_pgbouncer
 from .pool import FairPool
 from .settings import DatabaseSettings
 from .sqlstates import DISCONNECTED, READ_ONLY, UNKNOWN_STATEMENT, sqlstate
+from .usage import time_statements
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,8 @@ def create_engine(
             logger.error("%s: %s", name, undeclared(prefix))
         return handle_error(name, context)
 
+    if pooled:
+        time_statements(engine.dialect)
     if is_sqlite:
         event.listen(engine.sync_engine, "begin", begin_sqlite)
     return engine

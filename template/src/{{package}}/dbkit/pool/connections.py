@@ -21,6 +21,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import greenlet_spawn
 
 from ..sqlstates import sqlstate
+from ..usage import Usage
 from .background import Background
 from .breaker import Breaker
 from .options import PoolOptions
@@ -63,6 +64,7 @@ class Connections:
         self.options = options
         self.breaker = Breaker(options.breaker_threshold)
         self.counters = Counters()
+        self.usage = Usage(background.name)
         self.min_ready = 0
         self.kept = True
         """Whether connections are kept when they are returned; not once the pool is disposed."""
@@ -326,6 +328,7 @@ class Connections:
                 with suppress(Exception):  # The garbage collector will close the socket.
                     self._hooks.dialect().do_terminate(slot.connection)
         self.slots.clear()
+        self.usage.leave_loop()
         self.idle.clear()
         self._pinging.clear()
         self._closing.clear()

@@ -9,7 +9,7 @@ This is the only module that touches the contract between `sqlalchemy.pool.Pool`
 subclasses; `tests/dbkit/test_pool_contract.py` in the template holds SQLAlchemy to it.
 """
 
-from asyncio import get_running_loop, wait
+from asyncio import current_task, get_running_loop, wait
 from dataclasses import asdict, replace
 from time import monotonic
 from typing import Any, cast
@@ -20,6 +20,7 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from ..errors import PoolClosed, PoolOverloaded, PoolTimeout, Unreachable
+from ..usage import Holder, holder_of, use_of
 from .background import Background
 from .connections import CLOSE_TIMEOUT, HEDGE_DELAY, Connections, Hooks
 from .options import PoolOptions
@@ -94,6 +95,8 @@ class FairPool(Pool):
         self._idle = self._connections.idle
         self._slots = self._connections.slots
         self._waiters = self._queue.waiters
+        self.usage = self._connections.usage
+        """What routes have used."""
         self._ping_after = ping_after
         self._suspended = False
         self._closed = False
@@ -113,6 +116,7 @@ class FairPool(Pool):
             ):
                 idle.pop()
                 slot.taken = now
+                self.usage.take(slot.record, now)
                 return slot.record
         return await_only(self._wait()).record
 
@@ -125,6 +129,7 @@ class FairPool(Pool):
             return
         connections = self._connections
         slot.used = slot.contact = now = monotonic()
+        self.usage.give(record, now)
         if (
             connections.kept
             and not self._waiters
@@ -154,6 +159,7 @@ class FairPool(Pool):
     def _take_back_other(self, record: ConnectionPoolEntry) -> None:
         """Take back a record whose connection is gone, replaced, or from another loop."""
         slot = self._slots.pop(record, None)
+        self.usage.give(record, monotonic())
         if record.dbapi_connection is None:
             self._connections.counters.lost += slot is not None
         elif slot is None:
@@ -192,7 +198,9 @@ class FairPool(Pool):
             dialect=self._dialect,
             _dispatch=self.dispatch,
         )
-        pool._connections.counters = self._connections.counters  # noqa: SLF001 - one of us
+        # Of one of us:
+        pool._connections.counters = self._connections.counters  # noqa: SLF001
+        pool._connections.usage = pool.usage = self.usage  # noqa: SLF001
         return pool
 
     def dispose(self) -> None:
@@ -263,6 +271,13 @@ class FairPool(Pool):
             closed=self._closed,
             **vars(self._connections.counters),
         )
+
+    def holders(self, count: int | None = None) -> list[Holder]:
+        """Describe who holds connections, for the longest time first; `count` at the most."""
+        now = monotonic()
+        uses = [use for record in tuple(self._slots) if (use := use_of(record)) is not None]
+        uses.sort(key=lambda use: use.since)
+        return [holder_of(self.name, use, now) for use in uses[:count]]
 
     def suspect(self) -> None:
         """Ping every connection before it is used again: one has just failed somebody.
@@ -346,6 +361,7 @@ class FairPool(Pool):
         now = monotonic()
         if self._closed:
             raise self._draining()
+        self.usage.ask(current_task())
         if self.options.max_waiting is not None and len(self._queue) >= self.options.max_waiting:
             raise self._overloaded(now, waited=0.0)
         waiter = Waiter(loop.create_future(), now)
@@ -357,8 +373,10 @@ class FairPool(Pool):
         except BaseException:
             self._leave(waiter)
             raise
+        waited = monotonic() - now
         self._connections.counters.waits += 1
-        self._connections.counters.wait_seconds += monotonic() - now
+        self._connections.counters.wait_seconds += waited
+        self.usage.take(slot.record, now + waited, waited)
         return slot
 
     def _leave(self, waiter: Waiter) -> None:

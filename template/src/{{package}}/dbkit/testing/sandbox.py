@@ -14,7 +14,8 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ..engine import begin_sqlite
-from .watch import COMMITTED, calling_lines
+from ..lines import calling_lines
+from .watch import COMMITTED
 
 CONTROL = re.compile(
     r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"

@@ -1,35 +1,21 @@
 """Who uses a database in a test: each checkout with the line that took it, each statement."""
 
 import asyncio
-import inspect
-import sysconfig
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
 from typing import Any
 from weakref import WeakSet
 
-from greenlet import getcurrent
 from sqlalchemy import event
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from ..errors import PoolTimeout
+from ..lines import calling_lines
 from ..pool import FairPool
-
-SHOWN = 3
-"""Lines shown of the way to a checkout."""
-
-NOT_OURS = (
-    "<",
-    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-    str(Path(__file__).parents[1]),
-)
-"""Where no line of the service or its tests is."""
 
 COMMITTED = "mark the test with @pytest.mark.committed: a database of its own, with a whole pool"
 
@@ -170,23 +156,3 @@ class WatchedPool(FairPool):
         assert isinstance(pool, WatchedPool)  # noqa: S101 -- it is of our type
         pool.watch, pool.one_connection = self.watch, self.one_connection
         return pool
-
-
-def calling_lines() -> tuple[str, ...]:
-    """Find the lines of the service and its tests that led here, the innermost first."""
-    # SQLAlchemy runs in a greenlet; what awaits it is on the stack of the greenlet's parent.
-    parent = getcurrent().parent
-    frame: FrameType | None = parent.gr_frame if parent else inspect.currentframe()
-    lines: list[str] = []
-    while frame is not None and len(lines) < SHOWN:
-        code = frame.f_code
-        if not code.co_filename.startswith(NOT_OURS):
-            lines.append(f"{shorten(code.co_filename)}:{frame.f_lineno} in {code.co_name}")
-        frame = frame.f_back
-    return tuple(lines)
-
-
-def shorten(filename: str) -> str:
-    """Write a path as seen from the project's folder."""
-    path = Path(filename)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else filename

@@ -1,0 +1,1 @@
+"""What it costs that a pool knows who uses it."""

@@ -1,0 +1,89 @@
+"""Lines of the service and its tests: what led to a call, and where a task waits."""
+
+import asyncio
+import gc
+import inspect
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from greenlet import getcurrent
+from sqlalchemy.util import greenlet_spawn
+
+SHOWN = 3
+"""Lines shown of the way to a call."""
+
+NOT_OURS = (
+    "<",
+    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    str(Path(__file__).parent),
+)
+"""Where no line of the service or its tests is."""
+
+FRAMES = ("cr_frame", "ag_frame", "gi_frame")
+AWAITED = ("cr_await", "ag_await", "gi_yieldfrom")
+"""What coroutines, asynchronous generators and generators call the same things."""
+
+
+def calling_lines() -> tuple[str, ...]:
+    """Find the lines that led here, the innermost first."""
+    # SQLAlchemy runs in a greenlet; what awaits it is on the stack of the greenlet's parent.
+    parent = getcurrent().parent
+    return lines_of(callers(parent.gr_frame if parent else inspect.currentframe()))
+
+
+def waiting_lines(task: asyncio.Task[Any]) -> tuple[str, ...]:
+    """Find the lines where a task waits, the innermost first; none if it has ended."""
+    return lines_of(reversed(list(suspended_frames(task))))
+
+
+def line_of(function: Callable[..., object]) -> str:
+    """Name the line where a function begins."""
+    code = inspect.unwrap(function).__code__
+    return f"{shorten(code.co_filename)}:{code.co_firstlineno} in {code.co_name}"
+
+
+def lines_of(frames: Iterable[FrameType]) -> tuple[str, ...]:
+    """Write the first frames that are in the service's own files."""
+    lines: list[str] = []
+    for frame in frames:
+        code = frame.f_code
+        if code.co_filename.endswith(".py") and not code.co_filename.startswith(NOT_OURS):
+            lines.append(f"{shorten(code.co_filename)}:{frame.f_lineno} in {code.co_name}")
+            if len(lines) == SHOWN:
+                break
+    return tuple(lines)
+
+
+def callers(frame: FrameType | None) -> Iterator[FrameType]:
+    """Go from a frame to whatever called it, and so on."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def suspended_frames(task: asyncio.Task[Any]) -> Iterator[FrameType]:
+    """Go along what a task awaits, the outermost frame first; `Task.get_stack` has only that."""
+    step: Any = task.get_coro()
+    while step is not None:
+        frame = attribute(step, FRAMES)
+        if frame is not None:
+            yield frame
+            if frame.f_code is greenlet_spawn.__code__:
+                yield from reversed(list(callers(frame.f_locals["context"].gr_frame)))
+            step = attribute(step, AWAITED)
+        else:  # `anext()` hides its generator, and `__await__()` its coroutine.
+            step = next((each for each in gc.get_referents(step) if attribute(each, FRAMES)), None)
+
+
+def attribute(step: Any, names: tuple[str, ...]) -> Any:
+    """Return the attribute that a step has by one of these names."""
+    return next((found for name in names if (found := getattr(step, name, None))), None)
+
+
+def shorten(filename: str) -> str:
+    """Write a path as seen from the project's folder."""
+    path = Path(filename)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else filename

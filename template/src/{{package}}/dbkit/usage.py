@@ -1,0 +1,276 @@
+"""Who uses the connections of a pool: since when, for which route, and how much of it in SQL."""
+
+import asyncio
+import logging
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from sqlalchemy import Dialect
+from sqlalchemy.pool import ConnectionPoolEntry
+from starlette.types import Scope
+
+from .lines import calling_lines, line_of, waiting_lines
+
+logger = logging.getLogger(__name__)
+
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of the histogram of hold times, in seconds."""
+MOST_ROUTES = 500
+"""Routes that are counted apart; all that come later are `OTHERS`."""
+OTHERS = "(other routes)"
+NO_ROUTE = "(no route)"
+KEY = "use"
+"""Where the record of a connection has its checkout."""
+SHOWN_HOLDERS = 5
+"""Holders that an error names."""
+
+current_scope: ContextVar[Scope | None] = ContextVar("current_scope", default=None)
+"""The ASGI scope of the request that is being served; set by the kit's middleware."""
+
+
+class Use:
+    """One checkout, from hand-out to return. Times are monotonic, or seconds."""
+
+    __slots__ = ("in_sql", "scope", "since", "sql_since", "statements", "task", "waited")
+
+    def __init__(
+        self, task: asyncio.Task[Any] | None, scope: Scope | None, since: float, waited: float
+    ) -> None:
+        self.task = task
+        self.scope = scope
+        self.since = since
+        self.waited = waited
+        self.statements = 0
+        self.in_sql = 0.0
+        self.sql_since: float | None = None
+        """When the statement that runs now began."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a connection at the moment."""
+
+    database: str
+    route: str | None
+    """`GET /items/{item_id}`; None outside a request."""
+    request_id: str | None
+    """`X-Request-ID`, else the trace of `traceparent`."""
+    task: str
+    """The name of its task."""
+    held: float
+    """Seconds since it took the connection."""
+    in_sql: float
+    """Seconds of these in which the database had something to do."""
+    statements: int
+    where: tuple[str, ...]
+    """Lines of the service where it is now, the innermost first; the function that answers the
+    route when it is on no line, because its task has ended or runs in a thread."""
+    ended: bool
+    """Whether its task has ended: then nothing will return the connection."""
+    use: Use
+    """Identifies the checkout."""
+
+    @property
+    def idle(self) -> float:
+        """Seconds in which it held the connection for nothing."""
+        return self.held - self.in_sql
+
+    def __str__(self) -> str:
+        name = self.route or f"task {self.task}"
+        text = f"{name} for {self.held:.2f} s, {self.in_sql:.2f} s of it in SQL"
+        if self.where:
+            text += f", {'ended, from' if self.ended else 'now at'} {' <- '.join(self.where)}"
+        return f"{text} [{self.request_id}]" if self.request_id else text
+
+
+@dataclass
+class RouteUse:
+    """What one route has used since the engine was created; the numbers only grow."""
+
+    checkouts: int = 0
+    held: float = 0.0
+    """Seconds, in all."""
+    in_sql: float = 0.0
+    """Seconds, in all."""
+    statements: int = 0
+    longest: float = 0.0
+    """Seconds that the longest of them held its connection."""
+
+
+class Usage:
+    """What a pool notes at each checkout and return; survives `dispose()`, as its counters do.
+
+    Stacks are never captured there (39 us); where a holder is, is found when somebody asks.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.routes: dict[str, RouteUse] = {}
+        self.buckets = [0] * (len(BUCKETS) + 1)
+        """Returned connections by the seconds for which they were held, as in `BUCKETS`."""
+        self.nested = 0
+        """Checkouts by tasks that held a connection already."""
+        self.observe: Callable[[float, float], None] | None = None
+        """Told of each return: seconds waited, seconds held."""
+        self._holding: dict[asyncio.Task[Any] | None, ConnectionPoolEntry] = {}
+        self._warned: set[str] = set()
+
+    def take(self, record: ConnectionPoolEntry, now: float, waited: float = 0.0) -> None:
+        """Note who is handed a connection."""
+        task = asyncio.current_task()
+        if task in self._holding and not waited:  # Else it was asked before it waited.
+            self.ask(task)
+        info: Any = record.record_info
+        info[KEY] = Use(task, current_scope.get(), now, waited)
+        self._holding[task] = record
+
+    def give(self, record: ConnectionPoolEntry, now: float) -> None:
+        """Note that a connection was returned."""
+        info: Any = record.record_info
+        use: Use | None = info.pop(KEY, None)
+        if use is None:
+            return
+        if self._holding.get(use.task) is record:
+            del self._holding[use.task]
+        held = now - use.since
+        self.buckets[bisect_left(BUCKETS, held)] += 1
+        name = route_of(use.scope) or NO_ROUTE
+        route = self.routes.get(name) or self._add_route(name)
+        route.checkouts += 1
+        route.held += held
+        route.in_sql += use.in_sql
+        route.statements += use.statements
+        if held > route.longest:  # noqa: PLR1730 -- three times as fast as `max`
+            route.longest = held
+        if self.observe is not None:
+            self.observe(use.waited, held)
+
+    def _add_route(self, name: str) -> RouteUse:
+        return self.routes.setdefault(
+            name if len(self.routes) < MOST_ROUTES else OTHERS, RouteUse()
+        )
+
+    def ask(self, task: asyncio.Task[Any] | None) -> None:
+        """Warn, once for each route, of a task that holds a connection and asks for another."""
+        record = self._holding.get(task)
+        # One that was invalidated is returned a moment later.
+        if record is None or not record.in_use:
+            return
+        self.nested += 1
+        route = route_of(current_scope.get()) or NO_ROUTE
+        if route not in self._warned and len(self._warned) < MOST_ROUTES:
+            self._warned.add(route)
+            logger.warning(
+                "%s: %s holds a connection and asks for another: when all do so at once, each"
+                " waits for the others; pass the first session on, or end it before, at %s",
+                self.name,
+                route,
+                " <- ".join(calling_lines()),
+            )
+
+    def leave_loop(self) -> None:
+        """Forget the tasks of a loop that has ended."""
+        self._holding.clear()
+
+
+def holder_of(database: str, use: Use, now: float) -> Holder:
+    """Describe who holds a connection."""
+    running = 0.0 if use.sql_since is None else now - use.sql_since
+    ended = use.task is None or use.task.done()
+    where = () if use.task is None or ended else waiting_lines(use.task)
+    endpoint = (use.scope or {}).get("endpoint")
+    if not where and endpoint is not None:
+        where = (line_of(endpoint),)
+    return Holder(
+        database=database,
+        route=route_of(use.scope),
+        request_id=request_id_of(use.scope),
+        task=use.task.get_name() if use.task else "unknown",
+        held=now - use.since,
+        in_sql=use.in_sql + running,
+        statements=use.statements,
+        where=where,
+        ended=ended,
+        use=use,
+    )
+
+
+def route_of(scope: Scope | None) -> str | None:
+    """Name a request's route by method and template: never by what a client sent."""
+    if scope is None:
+        return None
+    # The template with the prefix of `include_router` is only here.
+    inner = scope.get("fastapi")
+    route = (inner and inner.get("effective_route_context")) or scope.get("route")
+    path = getattr(route, "path_format", None) or getattr(route, "path", NO_ROUTE)
+    return f"{scope.get('method', 'WEBSOCKET')} {path}"
+
+
+def request_id_of(scope: Scope | None) -> str | None:
+    """Return what a client, or a proxy, calls the request."""
+    headers: Mapping[bytes, bytes] = dict(scope["headers"]) if scope else {}
+    if found := headers.get(b"x-request-id"):
+        return found.decode("latin-1")[:64]
+    if found := headers.get(b"traceparent"):
+        return found.decode("latin-1").split("-")[1:2][0][:32] if b"-" in found else None
+    return None
+
+
+def time_statements(dialect: Dialect) -> None:
+    """Have a dialect note, for each checkout, the statements and the seconds that they take.
+
+    SQLAlchemy's events around a statement cost 8 us each time, for they switch on all others;
+    this costs 0.5 us.
+    """
+    methods: Any = dialect  # As it types them, they could not be replaced.
+    for name in ("do_execute", "do_executemany", "do_execute_no_params"):
+        setattr(dialect, name, timed_statement(getattr(methods, name)))
+    for name in ("do_commit", "do_rollback"):
+        setattr(dialect, name, timed_end(getattr(methods, name)))
+
+
+def timed_statement(execute: Callable[..., None]) -> Callable[..., None]:
+    """Time what runs a statement."""
+
+    def timed(cursor: Any, statement: str, *others: Any) -> None:
+        use = use_of(others[-1].root_connection.connection)
+        if use is None:
+            execute(cursor, statement, *others)
+            return
+        use.statements += 1
+        use.sql_since = monotonic()
+        try:
+            execute(cursor, statement, *others)
+        finally:
+            use.in_sql += monotonic() - use.sql_since
+            use.sql_since = None
+
+    return timed
+
+
+def timed_end(end: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Time what ends a transaction."""
+
+    def timed(connection: Any) -> None:
+        use = use_of(connection)
+        if use is None:
+            end(connection)
+            return
+        use.sql_since = monotonic()
+        try:
+            end(connection)
+        finally:
+            use.in_sql += monotonic() - use.sql_since
+            use.sql_since = None
+
+    return timed
+
+
+def use_of(connection: Any) -> Use | None:
+    """Return the checkout that a connection is on: one of the pool's, and in use."""
+    info = getattr(connection, "record_info", None)
+    return info.get(KEY) if info else None
