@@ -39,10 +39,3 @@ def test_workflows_pin_actions_and_may_only_read() -> None:
         for action in uses:
             assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)
         assert yaml.safe_load(text)["permissions"] == {"contents": "read"}
-
-
-def test_links_between_documents_lead_somewhere() -> None:
-    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
-    for document in documents:
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
-            assert (document.parent / link).exists(), f"{document.name}: {link}"
