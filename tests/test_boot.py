@@ -51,7 +51,8 @@ def test_says_how_every_database_is(variant: Variant, service: RunningService) -
     assert service.client.get("/readyz").json() == {
         "status": "ready",
         "databases": {
-            name: {"status": "up", "required": True} for name in variant.names_of_databases
+            **{name: {"status": "up", "required": True} for name in variant.names_of_databases},
+            **{name: {"status": "up", "required": False} for name in variant.names_of_replicas},
         },
     }
 

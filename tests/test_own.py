@@ -56,7 +56,7 @@ def test_python_is_that_of_its_representative(variant: Variant, render: Renderer
 def test_checks_find_nothing(variant: Variant, folder: Path) -> None:
     done = manage(folder, "check", "--fail-level", "warning")
 
-    count = len(variant.names_of_databases)
+    count = len(variant.names_of_databases + variant.names_of_replicas)
     assert (done.returncode, done.stdout) == (0, f"{count} checked, 0 findings.\n")
 
 

@@ -18,7 +18,13 @@ from running import run
 from variants import PYTHON_VERSIONS, VARIANTS, Variant
 
 BIN = Path(sys.executable).parent
-ONLY_POSTGRESQL = {"statement_timeout", "idle_in_transaction_timeout", "client_check_interval"}
+ONLY_POSTGRESQL = {
+    "statement_timeout",
+    "idle_in_transaction_timeout",
+    "client_check_interval",
+    "pgbouncer",
+}
+ONLY_REPLICAS = ["fallback", "max_lag", "read_your_writes"]
 
 # Nothing else needs every variant, and one worker renders them all but once.
 pytestmark = pytest.mark.xdist_group("quality")
@@ -138,7 +144,7 @@ def test_env_example_lists_every_variable_with_its_default(service: Service) -> 
     text = (service.path / ".env.example").read_text(encoding="utf-8")
     first, *others = service.answers["databases"]
 
-    left_out = {"url"}
+    left_out = {"url", *ONLY_REPLICAS}
     if "postgresql" not in {each["engine"] for each in service.answers["databases"]}:
         left_out |= ONLY_POSTGRESQL
     settings = {
@@ -150,6 +156,11 @@ def test_env_example_lists_every_variable_with_its_default(service: Service) -> 
         shown = str(default).lower() if isinstance(default, bool) else f"{default:g}"
         expected += f"# {field.description}\n# DATABASE_{name.upper()}={shown}\n"
     assert expected in text
+    for each in (each["name"].upper() for each in others if "replica_of" in each):
+        for name in ONLY_REPLICAS:
+            field = DatabaseSettings.model_fields[name]
+            shown = str(field.default).lower()
+            assert f"# {field.description}\n# {each}_DATABASE_{name.upper()}={shown}\n" in text
     for name, field in ServiceSettings.model_fields.items():
         shown = field.default if field.default == "" else f"{field.default:g}"
         assert f"# {field.description}\n# {name.upper()}={shown}\n" in text
@@ -159,8 +170,11 @@ def test_env_example_lists_every_variable_with_its_default(service: Service) -> 
         *(
             f"{each['name'].upper()}_DATABASE_{variable}"
             for each in others
-            for variable in ("URL", "POOL_SIZE")
-            if variable.lower() in {"url", *each}
+            for variable in [
+                "URL",
+                *(["REQUIRED", *map(str.upper, ONLY_REPLICAS)] if "replica_of" in each else []),
+                *(["POOL_SIZE"] if "pool_size" in each else []),
+            ]
         ),
     ]
 

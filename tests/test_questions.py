@@ -144,6 +144,47 @@ def test_main_engine_seeds_the_databases(questions: Path, tmp_path: Path) -> Non
     assert [db["engine"] for db in computed["dbs"]] == ["sqlite"]
 
 
+def test_main_replica_seeds_the_databases(questions: Path, tmp_path: Path) -> None:
+    run_copy(str(questions), tmp_path, {"main_replica": True}, defaults=True, quiet=True)
+
+    computed = json.loads((tmp_path / "computed.json").read_text())
+    assert [(db["name"], db["replica_of"]) for db in computed["dbs"]] == [
+        ("primary", None),
+        ("replica", "primary"),
+    ]
+    assert "main_replica" not in (tmp_path / ".copier-answers.yml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("replica", "fault"),
+    [
+        ({"replica_of": "analytics"}, 'there is no database "analytics" above it in the list'),
+        ({"replica_of": "replica"}, 'there is no database "replica" above it in the list'),
+        ({"replica_of": True}, "true is not a name"),
+        (
+            {"replica_of": None},
+            "nothing is not a name; leave the key out for a database that is no replica",
+        ),
+        ({"replica_of": "first"}, "first is a replica itself"),
+        ({"replica_of": "audit"}, "audit is on another engine"),
+        (
+            {"engine": "sqlite", "replica_of": "audit"},
+            "SQLite has no replicas here; postgresql has",
+        ),
+    ],
+)
+def test_a_replica_is_of_a_database_above_it(
+    check: Check, replica: dict[str, Any], fault: str
+) -> None:
+    first = {"name": "first", "engine": "postgresql", "replica_of": "primary"}
+    item = {"name": "replica", "engine": "postgresql"} | replica
+
+    assert check("databases", [PRIMARY, AUDIT, first, item]) == [
+        f'item 4 ("replica"), replica_of: {fault}'
+    ]
+    assert check("databases", [PRIMARY, AUDIT, first]) == []
+
+
 def test_answers_file_holds_only_what_was_asked(questions: Path, tmp_path: Path) -> None:
     run_copy(
         str(questions),
@@ -414,7 +455,8 @@ databases:
     assert done.stderr.partition("ValueError: ")[2] == (
         """\
 Validation error for question 'databases': \
-item 1 ("class"): there is no key "pool"; the keys are name, engine, pool_size
+item 1 ("class"): there is no key "pool"; \
+the keys are name, engine, pool_size, replica_of
 item 1 ("class"), name: class is a keyword of Python
 item 1 ("class"), engine: "oracle" is not an engine; postgresql or sqlite
 item 2, name: false is not a name; YAML reads yes, no, on and off as true and false, \
@@ -422,7 +464,7 @@ so write them in quotes
 item 2, engine: MySQL is not supported yet; postgresql or sqlite
 item 2, pool_size: true is not a whole number from 1 to 100
 item 3: it is "analytics", not a mapping, e.g. {name: primary, engine: postgresql}
-item 4 ("order_1"), replica_of: replicas are not supported yet
+item 4 ("order_1"), replica_of: there is no database "primary" above it in the list
 item 5 ("order1"), name: its session would be Order1Session, as that of item 4 ("order_1")
 item 5 ("order1"), pool_size: 101 is not a whole number from 1 to 100
 item 6 ("order1"), name: item 5 has the same name

@@ -77,6 +77,13 @@ def test_four_databases(render: Renderer) -> None:
     assert files(render(**BARE, databases=FOUR)) == ONE_DATABASE | THREE_MORE_DATABASES
 
 
+def test_a_replica_has_no_tables_and_no_migrations(render: Renderer) -> None:
+    replica = {"name": "replica", "engine": "postgresql", "replica_of": "primary"}
+
+    added = {"src/my_service/databases/replica.py", "tests/test_replica.py"}
+    assert files(render(**BARE, databases=[POSTGRESQL, replica])) == ONE_DATABASE | added
+
+
 def test_the_first_database_alone_has_the_items(render: Renderer) -> None:
     service = render(**BARE, databases=[{"name": "local", "engine": "sqlite"}])
 

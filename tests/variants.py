@@ -42,8 +42,15 @@ class Variant:
 
     @property
     def names_of_databases(self) -> list[str]:
-        """The names of its databases, the first one first."""
-        return [each["name"] for each in self.answers.get("databases", [{"name": "primary"}])]
+        """The names of the databases that it writes to, the first one first."""
+        databases = self.answers.get("databases", [{"name": "primary"}])
+        return [each["name"] for each in databases if "replica_of" not in each]
+
+    @property
+    def names_of_replicas(self) -> list[str]:
+        """The names of the databases that it only reads."""
+        databases = self.answers.get("databases", [])
+        return [each["name"] for each in databases if "replica_of" in each]
 
 
 def curated() -> Iterator[Variant]:

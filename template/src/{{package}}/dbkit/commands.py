@@ -51,6 +51,8 @@ class Service:
     def migrated(self, name: str | None) -> list[Database]:
         """Return the named database, or all, whose schema is ours; with its tables known."""
         chosen = [database for database in self.selected(name) if database.base]
+        if name and (primary := self.databases[name].replica_of):
+            fail(f"{name} is a replica: what is migrated in {primary.name} comes to it by itself")
         if not chosen:
             fail(
                 f"{name or 'no database'} has no migrations of ours: it is declared without a base"
@@ -299,7 +301,7 @@ def development_servers(databases: Iterable[Database]) -> Generator[None]:
     missing = [
         database
         for database in databases
-        if database.dialect == "postgresql" and not has_url(database)
+        if database.dialect == "postgresql" and not has_url(database) and not database.replica_of
     ]
     if not missing:
         yield

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Self, TypeVar, Unpack
+from typing import Literal, Self, TypeVar, Unpack
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -15,11 +15,12 @@ from sqlalchemy.orm import DeclarativeBase
 
 from .budget import Claim, excesses
 from .disconnects import commit_guard
-from .engine import create_engine
-from .errors import NotConfigured, NotOpen, Unreachable
+from .engine import create_engine, hosts
+from .errors import NotConfigured, NotOpen, ReadOnly, Unreachable
 from .health import Probe, notice_sigterm
 from .pool import FairPool
 from .readers import Reader
+from .replicas import History, PrimaryProbe, ReplicaProbe, ReplicaReader, note_commit
 from .service import ServiceSettings, read_service_settings
 from .settings import (
     DatabaseSettings,
@@ -55,9 +56,10 @@ class Database:
     """A named database: declared at import, opened in the lifespan.
 
     `base` is the declarative base of the tables that this service migrates; without one,
-    the schema belongs to somebody else. `env_prefix` begins the names of its variables;
-    it is `ANALYTICS_DATABASE_` for `analytics` unless given. What is declared beside them
-    (`pool_size=20`) are defaults that the environment overrides.
+    the schema belongs to somebody else. `replica_of` is the database that this one is a copy
+    of, to read from; without a URL of its own it reads from that one. `env_prefix` begins the
+    names of its variables; it is `ANALYTICS_DATABASE_` for `analytics` unless given. What is
+    declared beside them (`pool_size=20`) are defaults that the environment overrides.
     """
 
     def __init__(
@@ -66,13 +68,20 @@ class Database:
         dialect: Dialect,
         *,
         base: type[DeclarativeBase] | None = None,
+        replica_of: "Database | None" = None,
         env_prefix: str | None = None,
         **declared: Unpack[Declared],
     ) -> None:
         self.name = name
         self.dialect: Dialect = dialect
         self.base = base
+        self.replica_of = replica_of
+        self.replicas: list[Database] = []
+        if replica_of is not None:
+            replica_of.replicas.append(self)
+            declared = {"required": False, **declared}
         self.env_prefix = env_prefix or f"{name.upper()}_DATABASE_"
+        self.history = History()
         self.declared: Declared = declared
         self._opened: Opened | None = None
         self._here: ContextVar[Opened | None] = ContextVar(f"{name} here", default=None)
@@ -108,6 +117,13 @@ class Database:
         return self._open.reader
 
     @property
+    def status(self) -> Literal["up", "down", "lagging"]:
+        """Whether the server answers and, of a replica, is near enough to its primary."""
+        if not self.probe.is_up:
+            return "down"
+        return "lagging" if 0 < self.settings.max_lag < self.probe.lag else "up"
+
+    @property
     def is_open(self) -> bool:
         """Whether there is an engine: from the start of the service to its end."""
         return self._opened is not None
@@ -121,11 +137,13 @@ class Database:
 
     def read_settings(self, variables: Mapping[str, str] | None = None) -> DatabaseSettings:
         """Read the settings from the environment; `NotConfigured` holds every fault."""
+        variables = environment() if variables is None else variables
+        declared: Declared = {**self.declared}
+        if self.replica_of and "url" not in declared and f"{self.env_prefix}URL" not in variables:
+            url = self.replica_of.read_settings(variables).url
+            declared["url"] = url.render_as_string(hide_password=False)
         return read_settings(
-            environment() if variables is None else variables,
-            prefix=self.env_prefix,
-            dialect=self.dialect,
-            declared=self.declared,
+            variables, prefix=self.env_prefix, dialect=self.dialect, declared=declared
         )
 
     @asynccontextmanager
@@ -140,13 +158,30 @@ class Database:
 
     def make(self, settings: DatabaseSettings, *, poolclass: type[FairPool] = FairPool) -> Opened:
         """Make the engine, its sessions and the probe; none of them connects yet."""
-        engine = create_engine(self.name, self.env_prefix, settings, poolclass=poolclass)
-        apart = create_engine(self.name, self.env_prefix, settings, pooled=False)
+        read_only = self.replica_of is not None
+        engine = create_engine(
+            self.name, self.env_prefix, settings, read_only=read_only, poolclass=poolclass
+        )
         # A session that outlives its dependency raises instead of taking a connection for good.
         sessions = async_sessionmaker(engine, expire_on_commit=False, close_resets_only=False)
-        return Opened(
-            settings, engine, sessions, Reader(self.name, engine), Probe(self.name, apart)
-        )
+        primary = self.replica_of
+        reader = ReplicaReader(self, primary, engine) if primary else Reader(self.name, engine)
+        return Opened(settings, engine, sessions, reader, self._make_probe(settings))
+
+    def _make_probe(self, settings: DatabaseSettings) -> Probe:
+        """Make the probe: of one server or, of a replica, of each host."""
+        urls = hosts(settings.url) if self.replica_of else [settings.url]
+        engines = [
+            create_engine(
+                self.name, self.env_prefix, settings.model_copy(update={"url": url}), pooled=False
+            )
+            for url in urls
+        ]
+        if self.replica_of:
+            return ReplicaProbe(self.name, engines, self.replica_of.history)
+        if self.replicas:
+            return PrimaryProbe(self.name, engines[0], self.history)
+        return Probe(self.name, engines[0])
 
     async def start(self, settings: DatabaseSettings) -> None:
         """Make the engine, and open `min_ready` connections.
@@ -177,10 +212,14 @@ class Database:
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[AsyncSession]:
         """Begin a transaction: commit on success, roll back on an error."""
+        if self.replica_of is not None:
+            raise ReadOnly(self.name, "begin a session", self.replica_of.name)
         with commit_guard() as guard:
             async with self._open.sessions.begin() as session:
                 yield session
                 guard.begin()
+        if self.replicas:
+            await note_commit(self)
 
     async def run_transaction(
         self, work: Callable[[AsyncSession], Awaitable[Result]], *, attempts: int = 3
@@ -252,7 +291,7 @@ class Databases(Mapping[str, Database]):
             try:
                 settings[database.name] = database.read_settings(variables)
             except NotConfigured as error:
-                faults += error.faults
+                faults += [fault for fault in error.faults if fault not in faults]  # of a replica
         if faults:
             raise NotConfigured(faults)
         return settings

@@ -1,10 +1,11 @@
 """Engines: SQLAlchemy's own, with timeouts and a name on every connection."""
 
 import logging
+import random
 import socket
 from typing import Any
 
-from sqlalchemy import Connection, event
+from sqlalchemy import URL, Connection, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -51,12 +52,14 @@ def create_engine(
     settings: DatabaseSettings,
     *,
     pooled: bool = True,
+    read_only: bool = False,
     poolclass: type[FairPool] = FairPool,
 ) -> AsyncEngine:
     """Create the engine of database `name`; it connects on first use.
 
     `prefix` begins the names of its variables in messages. Without `pooled`, each
-    connection is opened when it is asked for, and closed when it is given back.
+    connection is opened when it is asked for, and closed when it is given back. With
+    `read_only`, the server refuses to write.
     """
     is_sqlite = settings.url.get_backend_name() == "sqlite"
     pool: dict[str, Any] = {"poolclass": NullPool}
@@ -64,7 +67,7 @@ def create_engine(
         pool = pool_arguments(name, prefix, settings) | {"poolclass": poolclass}
     engine = create_async_engine(
         settings.url,
-        connect_args=connect_args(name, settings),
+        connect_args=connect_args(name, settings, read_only=read_only),
         echo=settings.echo,
         # Parameters are people's data: neither errors nor logs show them unless asked to.
         hide_parameters=not settings.echo,
@@ -74,7 +77,7 @@ def create_engine(
     @event.listens_for(engine.sync_engine, "do_connect")
     def connect(dialect: Any, _record: object, args: Any, kwargs: Any) -> DBAPIConnection:
         try:
-            connection: DBAPIConnection = dialect.connect(*args, **kwargs)
+            connection: DBAPIConnection = dialect.connect(*args, **shuffle_hosts(kwargs))
             if is_sqlite:
                 prepare_sqlite(connection)
             else:
@@ -87,7 +90,7 @@ def create_engine(
     def note_error(context: ExceptionContext) -> Exception | None:
         if sqlstate(context.original_exception) in UNKNOWN_STATEMENT and not settings.pgbouncer:
             logger.error("%s: %s", name, undeclared(prefix))
-        return handle_error(name, context)
+        return handle_error(name, context, read_only=read_only)
 
     if pooled:
         time_statements(engine.dialect)
@@ -96,7 +99,7 @@ def create_engine(
     return engine
 
 
-def handle_error(name: str, context: ExceptionContext) -> Exception | None:
+def handle_error(name: str, context: ExceptionContext, *, read_only: bool) -> Exception | None:
     """Tell lost connections from failed statements, and return what to raise instead, if so."""
     error = context.original_exception
     if context.sqlalchemy_exception is not None:
@@ -106,6 +109,8 @@ def handle_error(name: str, context: ExceptionContext) -> Exception | None:
         return Unreachable(f"{name}: the connection was lost: {reason(error)}")
     if isinstance(error, OverflowError | UnicodeError):  # SQLite's driver, of a value.
         return DataError(context.statement, context.parameters, error, hide_parameters=True)
+    if sqlstate(error) == READ_ONLY and read_only:
+        return None  # A write to a replica is its caller's mistake.
     if sqlstate(error) in DISCONNECTED:
         context.is_disconnect = True
     if (
@@ -138,7 +143,9 @@ def pool_arguments(name: str, prefix: str, settings: DatabaseSettings) -> dict[s
     }
 
 
-def connect_args(name: str, settings: DatabaseSettings) -> dict[str, Any]:
+def connect_args(
+    name: str, settings: DatabaseSettings, *, read_only: bool = False
+) -> dict[str, Any]:
     """Translate the timeouts, in seconds, to the driver's own arguments."""
     if settings.url.get_backend_name() == "sqlite":
         return {"timeout": settings.lock_timeout}
@@ -156,11 +163,29 @@ def connect_args(name: str, settings: DatabaseSettings) -> dict[str, Any]:
                 settings.idle_in_transaction_timeout
             ),
             "client_connection_check_interval": milliseconds(settings.client_check_interval),
+            **({"default_transaction_read_only": "on"} if read_only else {}),
         },
     }
+    if len(hosts(settings.url)) > 1 and "target_session_attrs" not in settings.url.query:
+        arguments["target_session_attrs"] = "prefer-standby" if read_only else "read-write"
     if settings.pgbouncer:
         return behind_pgbouncer(arguments)
     return arguments
+
+
+def hosts(url: URL) -> list[URL]:
+    """Return the URLs of one server each, of a URL that may name several."""
+    named = url.query.get("host", "")
+    return [url] if isinstance(named, str) else [url.update_query_dict({"host": h}) for h in named]
+
+
+def shuffle_hosts(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Try the hosts in another order each time, so that no dead one is always the first."""
+    if not isinstance(arguments.get("host"), list):
+        return arguments
+    pairs = list(zip(arguments["host"], arguments["port"], strict=True))
+    random.shuffle(pairs)
+    return arguments | {"host": [host for host, _ in pairs], "port": [port for _, port in pairs]}
 
 
 def keep_alive(connection: Any) -> None:

@@ -44,13 +44,13 @@ class NotOpen(DatabaseError):
 
 
 class ReadOnly(DatabaseError, exc.InvalidRequestError):
-    """A reader was asked to write, or to lock; `what` says it in a verb."""
+    """A reader was asked to write, or to lock; `what` says it in a verb, `writer` who may."""
 
-    def __init__(self, name: str, what: str) -> None:
-        session = f"{name.title().replace('_', '')}Session"
+    def __init__(self, name: str, what: str, writer: str) -> None:
+        session = f"{writer.title().replace('_', '')}Session"
         super().__init__(
             f"{name}: a reader does not {what}: every read of it is a transaction of its own; "
-            f"depend on {session}, or use `async with {name}.session()`"
+            f"depend on {session}, or use `async with {writer}.session()`"
         )
 
 

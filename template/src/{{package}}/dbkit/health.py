@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
-from sqlalchemy import select
+from sqlalchemy import Executable, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from .budget import Limits, read_limits
@@ -22,22 +23,37 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ALIVE = select(1)
+
 
 class Probe:
     """Whether one server answers, asked in the background on a connection of its own.
 
     A pool with no free connection is busy, not down: the probe never waits for the pool,
     and a route that reads `is_up` never waits for the server. Seconds in `interval` and
-    `timeout`.
+    `timeout`. `question` is what it asks, for one value.
     """
 
     def __init__(
-        self, name: str, engine: AsyncEngine, *, interval: float = 2, timeout: float = 2
+        self,
+        name: str,
+        engine: AsyncEngine,
+        *,
+        question: Executable = ALIVE,
+        interval: float = 2,
+        timeout: float = 2,
     ) -> None:
         self.is_up = False
         self.has_been_up = False
         self.limits: Limits | None = None
         """How many connections the server accepts, as it said at the start."""
+        self.position: int | None = None
+        """How far a primary, or the last of a replica's hosts, has come; see `replicas`."""
+        self.lag = 0.0
+        """Seconds that a replica is behind its primary."""
+        self.answer: Any = None
+        """What the server answered last; None when it was an error."""
+        self._question = question
         self._name = name
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._interval = interval
@@ -88,7 +104,12 @@ class Probe:
             async with asyncio.timeout(self._timeout):
                 if self._connection is None:
                     self._connection = await self._engine.connect()
-                await self._connection.execute(select(1))
+                self.answer = await self._connection.scalar(self._question)
+        except DBAPIError as error:
+            self.answer = None
+            if error.connection_invalidated or self._connection is None:
+                await self._hang_up()
+                return error
         except Exception as error:  # noqa: BLE001 -- whatever went wrong, there was no answer.
             await self._hang_up()
             return error
@@ -146,7 +167,7 @@ class Life(BaseModel):
 class DatabaseHealth(BaseModel):
     """Whether one database answers, and whether the service needs it."""
 
-    status: Literal["up", "down"]
+    status: Literal["up", "down", "lagging"]
     required: bool
 
 
@@ -166,7 +187,7 @@ def health_router(databases: "Databases") -> APIRouter:
             status=status,
             databases={
                 name: DatabaseHealth(
-                    status="up" if database.probe.is_up else "down",
+                    status=database.status,
                     required=database.settings.required,
                 )
                 for name, database in databases.items()

@@ -40,8 +40,9 @@ class Reader:
     word. What a CTE or a function writes is seen by nobody but the server.
     """
 
-    def __init__(self, name: str, engine: AsyncEngine) -> None:
+    def __init__(self, name: str, engine: AsyncEngine, *, writer: str | None = None) -> None:
         self._name = name
+        self._writer = writer or name
         self._engine = engine
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT").sync_engine
 
@@ -132,17 +133,18 @@ class Reader:
     def _refuse_writes(self, statement: Any) -> None:
         if isinstance(statement, TextClause):
             if found := WRITES.match(statement.text):
-                raise ReadOnly(self._name, found[1].lower())
+                raise ReadOnly(self._name, found[1].lower(), self._writer)
         elif statement.is_dml or isinstance(statement, ExecutableDDLElement):
-            raise ReadOnly(self._name, statement.__visit_name__.replace("_", " "))
+            what = statement.__visit_name__.replace("_", " ")
+            raise ReadOnly(self._name, what, self._writer)
         elif getattr(statement, "_for_update_arg", None) is not None:
-            raise ReadOnly(self._name, "lock rows")
+            raise ReadOnly(self._name, "lock rows", self._writer)
 
     if not TYPE_CHECKING:  # To a type checker there are no such attributes.
 
         def __getattr__(self, name: str) -> Any:
             if hasattr(AsyncSession, name):
-                raise AttributeError(str(ReadOnly(self._name, name)))
+                raise AttributeError(str(ReadOnly(self._name, name, self._writer)))
             raise AttributeError(f"a Reader has no attribute {name!r}")
 
 

@@ -53,6 +53,9 @@ class Declared(TypedDict, total=False):
     idle_in_transaction_timeout: float
     client_check_interval: float
     pgbouncer: bool
+    fallback: bool
+    max_lag: float
+    read_your_writes: bool
 
 
 class DatabaseSettings(BaseModel):
@@ -110,6 +113,12 @@ class DatabaseSettings(BaseModel):
     """Seconds after which the server, in a statement, sees that the service is gone; 0 is never."""
     pgbouncer: bool = False
     """Whether the URL leads to PgBouncer, or its like, in transaction mode."""
+    fallback: bool = True
+    """Whether the primary is read in place of a replica that is down or behind."""
+    max_lag: float = Field(default=10, ge=0, le=1800)
+    """Seconds behind its primary above which a replica is not read; 0 is never."""
+    read_your_writes: bool = True
+    """Whether who has written reads the primary until the replica has what was written."""
 
     @property
     def max_connections(self) -> int:

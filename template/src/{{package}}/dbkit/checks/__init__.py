@@ -18,6 +18,7 @@ from ..service import read_service_settings
 from ..settings import environment
 from .finding import Finding, Subject
 from .pooler import check_pooler
+from .replicas import check_replica
 from .schema import check_schema
 from .server import check_server, check_timeouts
 
@@ -25,7 +26,7 @@ __all__ = ["CHECKS", "DEPLOY_CHECKS", "Finding", "Subject", "check", "check_vari
 
 Check = Callable[[Subject], AsyncIterable[Finding]]
 
-CHECKS: tuple[Check, ...] = (check_pooler, check_schema)
+CHECKS: tuple[Check, ...] = (check_pooler, check_schema, check_replica)
 DEPLOY_CHECKS: tuple[Check, ...] = (check_timeouts, check_server)
 """Those of `check --deploy`: about the servers of production."""
 

@@ -32,7 +32,7 @@ from ..database import Databases
 from . import faults
 from .folder import remove_unused, run_parent
 from .homes import Home, find_homes
-from .isolation import Isolation
+from .isolation import Isolation, follow_sandbox
 from .watch import Record
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def database_homes(app: FastAPI, pytestconfig: pytest.Config) -> Generator[dict[
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for home in homes.values():
             url = home.own.render_as_string(hide_password=False)
-            patch.setenv(f"{home.database.env_prefix}URL", url)
+            for database in (home.database, *home.database.replicas):
+                patch.setenv(f"{database.env_prefix}URL", url)
         yield homes
 
 
@@ -116,9 +117,7 @@ async def isolations(
 ) -> AsyncGenerator[dict[str, Isolation]]:
     """Return what isolates tests, by database."""
     databases: Databases = running_app.state.databases
-    isolations = {
-        name: Isolation(database, database_homes[name]) for name, database in databases.items()
-    }
+    isolations = {name: Isolation(databases[name], home) for name, home in database_homes.items()}
     async with AsyncExitStack() as stack:
         for home in database_homes.values():
             await stack.enter_async_context(home.stay_connected())
@@ -143,6 +142,8 @@ async def databases(
             for name, each in isolations.items():
                 entered = each.copy() if name in committed else each.sandbox()
                 found.append(await stack.enter_async_context(entered))
+                for replica in each.database.replicas:
+                    stack.enter_context(follow_sandbox(replica))
             yield running_app.state.databases
     finally:
         running_app.dependency_overrides = overrides

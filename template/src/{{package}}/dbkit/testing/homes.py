@@ -237,6 +237,8 @@ def find_homes(databases: Databases) -> Generator[dict[str, Home]]:
         server: EmbeddedPostgres | None = None
         homes: dict[str, Home] = {}
         for database in databases.values():
+            if database.replica_of:
+                continue
             home = SqliteHome if database.dialect == "sqlite" else PostgresHome
             base = named_url(database)
             if base is None and database.dialect == "sqlite":

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import replace
 from time import monotonic
 from typing import Any
 
 from ..database import Database, Opened
+from ..readers import Reader
 from .homes import Home
 from .sandbox import Sandbox
 from .watch import Watch, WatchedPool
@@ -158,6 +159,19 @@ class Isolation:
     def _unfinished(self) -> set[asyncio.Task[Any]]:
         tasks = asyncio.all_tasks() & set(self.watch.users)
         return tasks - self._before - {asyncio.current_task()}  # pyright: ignore[reportReturnType]
+
+
+def follow_sandbox(replica: Database) -> AbstractContextManager[None]:
+    """Have a replica read what is in its primary until exit: nobody else sees into a sandbox."""
+    primary = replica.replica_of
+    assert primary is not None  # noqa: S101 -- a replica is of something
+    opened = replace(
+        primary._open,  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] -- one of us
+        settings=replica.settings.model_copy(update={"url": primary.settings.url}),
+        reader=Reader(replica.name, primary.engine, writer=primary.name),
+        probe=replica.probe,
+    )
+    return replica.replaced(opened)
 
 
 def where(task: asyncio.Task[Any]) -> str:

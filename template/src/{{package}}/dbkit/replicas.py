@@ -1,0 +1,248 @@
+"""Replicas: how far behind their primary they are, and whether a read may go to one.
+
+Positions are those of PostgreSQL's write-ahead log (LSN), which a replica repeats: a replica
+that has come to the position at which a commit ended has what was committed.
+"""
+
+import asyncio
+import re
+from bisect import bisect_right
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import Executable, Result, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncResult
+from sqlalchemy.orm.interfaces import ORMOption
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import DatabaseError, Unreachable
+from .health import Probe
+from .readers import Parameters, Reader
+from .sqlstates import is_retryable, sqlstate
+
+if TYPE_CHECKING:
+    from .database import Database
+
+T = TypeVar("T")
+
+POSITION = text(
+    "SELECT CAST(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()"
+    " ELSE pg_current_wal_lsn() END AS text)"
+)
+END = text("SELECT CAST(pg_current_wal_insert_lsn() AS text)")
+
+HISTORY = 1000
+"""Changes of a primary's position that are remembered: half an hour and more."""
+NOWHERE = 2**64 - 1
+"""A position to which no replica comes."""
+
+COOKIE = re.compile(r"(?:\A|;) *read_after_([a-z0-9_]{1,24})=([0-9A-F]{1,16}) *(?=;|\Z)")
+ATTRIBUTES = "; Path=/; Max-Age=300; HttpOnly; SameSite=Lax"
+"""The age is for clients that come back when no position of theirs is of use any more."""
+SAFE_METHODS = {"GET", "HEAD", "OPTIONS", "TRACE"}
+
+_client: ContextVar["Client | None"] = ContextVar("client", default=None)
+
+
+def parse_position(text: str | None) -> int | None:
+    """Read a position as PostgreSQL writes it (`16/B374D848`), None from None."""
+    if text is None:
+        return None
+    high, _, low = text.partition("/")
+    return (int(high, 16) << 32) + int(low, 16)
+
+
+class History:
+    """Where the log of a primary was, and since when, by our clock: a server's may be wrong."""
+
+    def __init__(self) -> None:
+        self._positions: list[int] = []
+        self._seen_at: list[float] = []
+
+    def note(self, position: int) -> None:
+        """Note where the log is now."""
+        if self._positions and position < self._positions[-1]:  # Another primary: nothing compares.
+            self._positions.clear()
+            self._seen_at.clear()
+        if not self._positions or position > self._positions[-1]:
+            self._positions.append(position)
+            self._seen_at.append(monotonic())
+        del self._positions[:-HISTORY], self._seen_at[:-HISTORY]
+
+    def seconds_behind(self, position: int) -> float:
+        """Return for how long the primary has been beyond a position."""
+        first = bisect_right(self._positions, position)
+        return monotonic() - self._seen_at[first] if first < len(self._seen_at) else 0.0
+
+
+class PrimaryProbe(Probe):
+    """Asks a primary where its log is."""
+
+    def __init__(self, name: str, engine: AsyncEngine, history: History) -> None:
+        super().__init__(name, engine, question=POSITION)
+        self.history = history
+
+    async def ask(self) -> None:
+        """Ask the server; remember where its log is."""
+        await super().ask()
+        self.position = parse_position(self.answer)
+        if self.position is not None:
+            self.history.note(self.position)
+
+
+class ReplicaProbe(Probe):
+    """Asks each host of a replica how far it has come: up while one is, as far as the last one."""
+
+    def __init__(self, name: str, engines: Sequence[AsyncEngine], primary: History) -> None:
+        super().__init__(name, engines[0])
+        self._hosts = [Probe(name, engine, question=POSITION) for engine in engines]
+        self._primary = primary
+
+    async def ask(self) -> None:
+        """Ask the servers."""
+        await asyncio.gather(*(host.ask() for host in self._hosts))
+        up = [host for host in self._hosts if host.is_up]
+        self.is_up = bool(up)
+        self.has_been_up |= self.is_up
+        positions = [parse_position(host.answer) for host in up]
+        known = [position for position in positions if position is not None]
+        self.position = min(known) if known and len(known) == len(positions) else None
+        self.lag = 0.0 if self.position is None else self._primary.seconds_behind(self.position)
+
+    async def _hang_up(self) -> None:
+        await asyncio.gather(*(host.stop() for host in self._hosts))
+
+
+@dataclass(slots=True)
+class Client:
+    """What the client of a request has written: where the log of each primary was then."""
+
+    positions: dict[str, int]
+    writes: bool
+    """Whether this request may write, by its method."""
+    written: set[str] = field(default_factory=set[str])
+    """The primaries that it wrote to."""
+
+
+class ReadYourWrites:
+    """ASGI middleware that has a client carry, in cookies, how far a replica must have come.
+
+    A cookie is not signed: who forges one reads the primary in place of a replica.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; what is no HTTP passes through."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        cookies = b";".join(value for name, value in scope["headers"] if name == b"cookie")
+        found = {
+            name: int(position, 16) for name, position in COOKIE.findall(cookies.decode("latin-1"))
+        }
+        client = Client(found, scope["method"] not in SAFE_METHODS)
+
+        async def send_cookies(message: Message) -> None:
+            if message["type"] == "http.response.start" and client.written:
+                secure = "; Secure" if scope["scheme"] == "https" else ""
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    *(
+                        (
+                            b"set-cookie",
+                            f"read_after_{name}={client.positions[name]:X}{ATTRIBUTES}{secure}".encode(),
+                        )
+                        for name in sorted(client.written)
+                    ),
+                ]
+            await send(message)
+
+        token = _client.set(client)
+        try:
+            await self.app(scope, receive, send_cookies)
+        finally:
+            _client.reset(token)
+
+
+async def note_commit(primary: "Database") -> None:
+    """Note, for the client of this request, where the log is after a commit; 1 round trip."""
+    client = _client.get()
+    if client is None or not client.writes:
+        return
+    if not any(replica.is_open and is_apart(replica) for replica in primary.replicas):
+        return
+    position: int | None = None
+    with suppress(DatabaseError, DBAPIError):  # What is committed is committed.
+        position = parse_position(await primary.reader.scalar(END))
+    client.positions[primary.name] = NOWHERE if position is None else position
+    client.written.add(primary.name)
+
+
+def is_apart(replica: "Database") -> bool:
+    """Whether a replica is asked to show a client's own writes, and may not have them yet."""
+    primary, settings = replica.replica_of, replica.settings
+    return (
+        settings.read_your_writes and primary is not None and settings.url != primary.settings.url
+    )
+
+
+def may_read(replica: "Database") -> bool:
+    """Whether a replica is up, near enough to its primary, and has what this client wrote."""
+    settings, probe = replica.settings, replica.probe
+    if settings.fallback and replica.status != "up":
+        return False
+    client = _client.get()
+    if client is None or replica.replica_of is None or not is_apart(replica):
+        return True
+    return client.positions.get(replica.replica_of.name, 0) <= (probe.position or 0)
+
+
+def source(database: "Database") -> "Database":
+    """Return where a read goes now: to the database or, for a replica, perhaps to its primary."""
+    primary = database.replica_of
+    if primary is None or may_read(database) or not primary.probe.is_up:
+        return database
+    return primary
+
+
+class ReplicaReader(Reader):
+    """Reads from a replica or, while that may not be read, from its primary."""
+
+    def __init__(self, replica: "Database", primary: "Database", engine: AsyncEngine) -> None:
+        super().__init__(replica.name, engine, writer=primary.name)
+        self._replica = replica
+        self._primary = primary
+
+    def _execute(self, statement: Executable, params: Parameters | None) -> Result[Any]:
+        return self._read(lambda reader: Reader._execute(reader, statement, params))  # noqa: SLF001 -- one of us
+
+    def _get(self, entity: type[T], ident: Any, options: Sequence[ORMOption]) -> T | None:
+        return self._read(lambda reader: Reader._get(reader, entity, ident, options))  # noqa: SLF001 -- one of us
+
+    @asynccontextmanager
+    async def _stream(
+        self, statement: Executable, params: Parameters | None
+    ) -> AsyncGenerator[AsyncResult[Any]]:
+        reader = self if source(self._replica) is self._replica else self._primary.reader
+        async with Reader._stream(reader, statement, params) as result:  # noqa: SLF001 -- one of us
+            yield result
+
+    def _read(self, read: Callable[[Reader], T]) -> T:
+        if source(self._replica) is self._primary:
+            return read(self._primary.reader)
+        try:
+            return read(self)
+        except (Unreachable, DBAPIError) as error:
+            # A read does no harm a second time.
+            lost = isinstance(error, Unreachable) or error.connection_invalidated
+            conflict = is_retryable(sqlstate(error))  # with what the replica has to repeat
+            if not (lost or conflict) or not self._replica.settings.fallback:
+                raise
+        return read(self._primary.reader)
