@@ -1,7 +1,8 @@
 """The releases of the template, as `releases.toml` lists them.
 
-`python tests/releases.py make 0.2.0` makes one: a commit that names it in CHANGELOG.md, and one
-that lists the first. `list` prints all, `notes 0.2.0` what CHANGELOG.md says of one.
+`python tests/releases.py make 0.2.0` makes one: a commit that names it in CHANGELOG.md and holds
+its public surface, and one that lists the first. `list` prints all, `notes 0.2.0` what CHANGELOG.md
+says of one.
 """
 
 import re
@@ -13,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-UNRELEASED = "## Unreleased\n"
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,13 @@ def make(version: str, root: Path = ROOT) -> None:
     if not notes(changelog, "Unreleased"):
         sys.exit("CHANGELOG.md says nothing under Unreleased")
     today = datetime.now(UTC).date()
-    path.write_text(changelog.replace(UNRELEASED, f"{UNRELEASED}\n## {version}, {today}\n", 1))
-    git(root, "commit", "--quiet", "--all", "--message", f"chore(release): {version}")
+    headings = f"## Unreleased\n\n## {version}, {today}\n"
+    path.write_text(re.sub(r"^## Unreleased.*\n", headings, changelog, count=1, flags=re.MULTILINE))
+    command = [sys.executable, ROOT / "tests" / "surface.py"]
+    surface = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    (root / "tests" / "surface" / f"{version}.txt").write_text(surface, encoding="utf-8")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", f"chore(release): {version}")
     commit = git(root, "rev-parse", "HEAD").strip()
     with (root / "releases.toml").open("a", encoding="utf-8") as file:
         file.write(f'\n[[release]]\nversion = "{version}"\ncommit = "{commit}"\n')

@@ -48,6 +48,7 @@ def repository(tmp_path: Path) -> Path:
     """Return a repository whose last release is 0.1.0."""
     (tmp_path / "releases.toml").write_text('[[release]]\nversion = "0.1.0"\ncommit = "1"\n')
     (tmp_path / "CHANGELOG.md").write_text("## Unreleased\n\n* News.\n\n## 0.1.0\n\nFirst.\n")
+    (tmp_path / "tests" / "surface").mkdir(parents=True)
     git(tmp_path, "init", "--quiet")
     git(tmp_path, "add", "--all")
     git(tmp_path, "commit", "--quiet", "--message", "feat: news")
@@ -63,6 +64,7 @@ def test_release_is_named_and_then_listed(repository: Path) -> None:
     assert notes(changelog, "0.2.0") == "* News."
     release = listed(repository)[-1]
     assert release.version == "0.2.0"
+    assert "name Database\n" in (repository / "tests" / "surface" / "0.2.0.txt").read_text()
     assert git(repository, "show", f"{release.commit}:CHANGELOG.md") == changelog
     assert git(repository, "status", "--porcelain") == ""
 
