@@ -22,7 +22,10 @@ import logging
 from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
-from dbkit import Database, Databases, install
+from typing import Annotated
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+from dbkit import Database, Databases, install, session_from
 databases = Databases(Database("orders", "sqlite", url="sqlite:///orders"))
 @asynccontextmanager
 async def lifespan(_):
@@ -36,6 +39,10 @@ things = APIRouter(prefix="/things")
 async def look(thing: int):
     logging.getLogger("dbkit.things").info("looked at %d", thing, extra={"colour": "red"})
     logging.getLogger("library").info("chatter")
+@app.get("/orders")
+async def orders(session: Annotated[AsyncSession, session_from(databases["orders"])]):
+    await session.execute(text("select 1"))
+    await session.execute(text("select 2"))
 @app.get("/broken")
 async def broken():
     raise RuntimeError("no postgresql://me:hunter2@host/name\\nhere")
@@ -125,6 +132,16 @@ def test_a_request_is_one_line_with_its_route_and_without_its_query(service: Log
     }
 
 
+def test_a_request_says_what_it_used_of_each_database(service: Logged) -> None:
+    service.get("/orders")
+
+    (line,) = service.lines_of("orde", 1)
+    used = line["databases"]["orders"]
+    assert list(used) == ["statements", "sql_ms", "held_ms", "waited_ms"]
+    assert used["statements"] == 3  # BEGIN IMMEDIATE is one on SQLite.
+    assert line["duration_ms"] >= used["held_ms"] >= used["sql_ms"] >= 0
+
+
 def test_a_path_of_no_route_is_shown_and_does_not_break_the_line(service: Logged) -> None:
     service.get("/none%0Aof%20these?token=hunter2")
 
@@ -178,9 +195,11 @@ def test_every_line_is_json_from_the_servers_first_to_its_last(service: Logged) 
 def test_text_is_for_people(tmp_path: Path) -> None:
     with logged(tmp_path, LOG_FORMAT="text") as service:
         service.get("/api/things/7")
+        service.get("/orders")
 
     text = service.file.read_text()
     assert " INFO    GET /api/things/{thing} 200  duration_ms=" in text
+    assert "  orders=3 in " in text
     assert " INFO    looked at 7  colour=red\n" in text
     assert " INFO    Application startup complete.\n" in text
 

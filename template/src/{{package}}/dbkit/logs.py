@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import NotConfigured
 from .settings import LogFormat, environment, read_log_format
+from .usage import REQUEST_ID, USES, RouteUse, request_id_of, template_of
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         began = perf_counter()
-        name = find_id(scope)
+        name = scope[REQUEST_ID] = find_id(scope)
+        scope[USES] = {}
         _request_id.set(name)  # Until its task ends: the server logs our exceptions after us.
         status = 0
 
@@ -111,32 +113,34 @@ def say(scope: Scope, status: int, seconds: float) -> None:
     level = logging.DEBUG if quiet else logging.INFO
     if not logger.isEnabledFor(level):
         return
-    route = find_route(scope)
+    route = template_of(scope)
     where = {"route": route} if route else {"path": quote(scope["path"])[:LONGEST_PATH]}
+    uses: dict[str, RouteUse] = scope[USES]
     line = {
         "method": scope["method"],
         **where,
         "status": status or CLIENT_LEFT,
         "duration_ms": round(1000 * seconds, 1),
     }
+    if uses:
+        line["databases"] = {
+            name: {
+                "statements": each.statements,
+                "sql_ms": round(1000 * each.in_sql, 1),
+                "held_ms": round(1000 * each.held, 1),
+                "waited_ms": round(1000 * each.waited, 1),
+            }
+            for name, each in uses.items()
+        }
     message = f"{line['method']} {line.get('route') or line['path']} {line['status']}"
     # Not by logger.info(): that looks for its caller, which costs as much as the rest.
     logger.handle(logger.makeRecord(logger.name, level, "", 0, message, (), None, extra=line))
 
 
-def find_route(scope: Scope) -> str | None:
-    """Return the path of the route that served a request, as it was declared."""
-    # FastAPI keeps the path with the prefixes of all routers here, the route's own there.
-    inner = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
-    return getattr(inner, "path", None)
-
-
 def find_id(scope: Scope) -> str:
-    """Return the id that a request came with, or a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and SAFE_ID.fullmatch(text := value.decode("latin-1")):
-            return text
-    return secrets.token_hex(8)
+    """Return the id that a request came with, its trace's if it has none, or a new one."""
+    given = request_id_of(scope)
+    return given if given and SAFE_ID.fullmatch(given) else secrets.token_hex(8)
 
 
 class JsonFormatter(logging.Formatter):
@@ -166,8 +170,11 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 -- logging's name
         """Write the first line; a traceback comes below it."""
-        shown = [f"{k}={v}" for k, v in extras(record).items() if k not in IN_MESSAGE]
-        return "  ".join([super().formatMessage(record), *shown])
+        fields = {k: v for k, v in extras(record).items() if k not in IN_MESSAGE}
+        for name, use in fields.pop("databases", {}).items():
+            words = "{statements} in {sql_ms} ms, held {held_ms} ms, waited {waited_ms} ms"
+            fields[name] = words.format_map(use)
+        return "  ".join([super().formatMessage(record), *(f"{k}={v}" for k, v in fields.items())])
 
     def format(self, record: logging.LogRecord) -> str:
         """Write one record."""

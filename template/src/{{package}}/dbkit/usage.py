@@ -25,6 +25,8 @@ OTHERS = "(other routes)"
 NO_ROUTE = "(no route)"
 KEY = "use"
 """Where the record of a connection has its checkout."""
+REQUEST_ID, USES = "dbkit.request_id", "dbkit.uses"
+"""Where the scope of a request has its id, and what it has used of each database."""
 SHOWN_HOLDERS = 5
 """Holders that an error names."""
 
@@ -89,9 +91,11 @@ class Holder:
 
 @dataclass
 class RouteUse:
-    """What one route has used since the engine was created; the numbers only grow."""
+    """What one route has used since the engine was created, or one request; it only grows."""
 
     checkouts: int = 0
+    waited: float = 0.0
+    """Seconds, in all, until connections were handed out."""
     held: float = 0.0
     """Seconds, in all."""
     in_sql: float = 0.0
@@ -99,6 +103,16 @@ class RouteUse:
     statements: int = 0
     longest: float = 0.0
     """Seconds that the longest of them held its connection."""
+
+    def add(self, use: Use, held: float) -> None:
+        """Add a checkout that has ended."""
+        self.checkouts += 1
+        self.waited += use.waited
+        self.held += held
+        self.in_sql += use.in_sql
+        self.statements += use.statements
+        if held > self.longest:  # noqa: PLR1730 -- three times as fast as `max`
+            self.longest = held
 
 
 class Usage:
@@ -140,12 +154,9 @@ class Usage:
         self.buckets[bisect_left(BUCKETS, held)] += 1
         name = route_of(use.scope) or NO_ROUTE
         route = self.routes.get(name) or self._add_route(name)
-        route.checkouts += 1
-        route.held += held
-        route.in_sql += use.in_sql
-        route.statements += use.statements
-        if held > route.longest:  # noqa: PLR1730 -- three times as fast as `max`
-            route.longest = held
+        route.add(use, held)
+        if use.scope is not None and (uses := use.scope.get(USES)) is not None:
+            (uses.get(self.name) or uses.setdefault(self.name, RouteUse())).add(use, held)
         if self.observe is not None:
             self.observe(use.waited, held)
 
@@ -203,15 +214,21 @@ def route_of(scope: Scope | None) -> str | None:
     """Name a request's route by method and template: never by what a client sent."""
     if scope is None:
         return None
-    # The template with the prefix of `include_router` is only here.
+    return f"{scope.get('method', 'WEBSOCKET')} {template_of(scope) or NO_ROUTE}"
+
+
+def template_of(scope: Scope) -> str | None:
+    """Return the path of a request's route as it was declared: `/items/{item_id}`."""
+    # With the prefix of `include_router` it is only here.
     inner = scope.get("fastapi")
     route = (inner and inner.get("effective_route_context")) or scope.get("route")
-    path = getattr(route, "path_format", None) or getattr(route, "path", NO_ROUTE)
-    return f"{scope.get('method', 'WEBSOCKET')} {path}"
+    return getattr(route, "path_format", None) or getattr(route, "path", None)
 
 
 def request_id_of(scope: Scope | None) -> str | None:
-    """Return what a client, or a proxy, calls the request."""
+    """Return the id of a request in the log, else what a client, or a proxy, calls it."""
+    if scope and (known := scope.get(REQUEST_ID)):
+        return known
     headers: Mapping[bytes, bytes] = dict(scope["headers"]) if scope else {}
     if found := headers.get(b"x-request-id"):
         return found.decode("latin-1")[:64]
