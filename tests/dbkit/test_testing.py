@@ -1,14 +1,16 @@
 """The fixtures of a rendered service: what they isolate, and what they do not let pass."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres, find_binaries
 from dbkit.testing.folder import run_parent
 from rendering import Renderer
-from running import copy_of, run, wait_until
+from running import copy_of, manage, run, wait_until
 
 SUITE = Path(__file__).parent / "planted" / "suite.py"
 DATABASES = [{"name": "primary", "engine": "postgresql"}, {"name": "audit", "engine": "sqlite"}]
@@ -171,6 +173,71 @@ def test_workers_share_a_server_and_touch_nothing_configured(lonely: Path) -> No
     assert done.returncode == 0, done.stdout
     assert configured.read_bytes() == b"not to be read"
     wait_until(lambda: left_behind() == [], "the run's folder is gone")
+
+
+def test_what_migrations_made_is_used_again_until_they_change(
+    render: Renderer, tmp_path: Path
+) -> None:
+    folder = copy_of(render(databases=DATABASES), tmp_path)
+    command = [sys.executable, "-m", "pytest", "-q", "tests/test_items.py"]
+    files = {name: folder / "migrations" / name / "0001_create_items.py" for name in ("primary",)}
+    files["audit"] = folder / "migrations" / "audit" / "0001_create_notes.py"
+    told = '\nprint("migrated {}", flush=True)\n\ndef upgrade'
+
+    def migrated() -> list[str]:
+        done = run(folder, *command, "-s")
+        assert done.returncode == 0, done.stdout
+        return sorted(set(re.findall("migrated [a-z]+", done.stdout)))
+
+    for name, file in files.items():
+        file.write_text(file.read_text().replace("\ndef upgrade", told.format(name)))
+    assert migrated() == ["migrated audit", "migrated primary"]
+    assert migrated() == []
+    with files["primary"].open("a") as file:
+        file.write("# Changed.\n")
+    assert migrated() == ["migrated primary"]
+    kept = sorted(each.name.partition("-")[0] for each in folder.glob(".pytest_cache/d/dbkit/*"))
+    assert kept == ["audit", "primary"]
+
+
+def test_configured_server_is_as_it_was(lonely: Path, tmp_path: Path) -> None:
+    """Byte for byte, and with the databases that it had."""
+    with EmbeddedPostgres(tmp_path / "postgres", settings=TEST_SETTINGS) as server:
+        for name in ("orders", "test"):
+            server.create_database(name)
+        urls = {name: server.url(name).set(drivername="postgresql") for name in ("orders", "test")}
+        variables = {
+            name: url.render_as_string(hide_password=False)
+            for name, url in zip(("DATABASE_URL", "TEST_DATABASE_URL"), urls.values(), strict=True)
+        }
+        tools = find_binaries()
+        with_url = {**variables, "AUDIT_DATABASE_URL": f"sqlite:///{tmp_path}/audit.sqlite3"}
+        assert manage(lonely, "migrate", variables=with_url).returncode == 0
+        insert = (
+            "INSERT INTO items (name, quantity)"
+            " SELECT 'item ' || i, i FROM generate_series(1, 99) i"
+        )
+        psql = [tools / "psql", variables["DATABASE_URL"], "-qAtc"]
+        subprocess.run([*psql, insert], check=True)
+
+        def state() -> tuple[str, str]:
+            dump = [tools / "pg_dump", "--restrict-key=same", variables["DATABASE_URL"]]
+            names = "SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database"
+            texts = (
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                for command in (dump, [*psql, names])
+            )
+            return next(texts), next(texts)
+
+        before = state()
+        audit = (tmp_path / "audit.sqlite3").read_bytes()
+
+        done = pytest_in(lonely, "-n", "2", variables=with_url)
+
+        assert done.returncode == 0, done.stdout
+        assert "item 99" in before[0]
+        assert state() == before
+        assert (tmp_path / "audit.sqlite3").read_bytes() == audit
 
 
 def test_an_interrupted_run_leaves_nothing(lonely: Path) -> None:

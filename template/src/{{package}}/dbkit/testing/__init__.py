@@ -87,9 +87,12 @@ def database_homes(app: FastAPI, pytestconfig: pytest.Config) -> Generator[dict[
 
     with ExitStack() as stack:
         pytestconfig.add_cleanup(stack.close)  # Ctrl-C may end fixtures before their end.
-        homes = stack.enter_context(find_homes(databases))
-        stack.callback(lambda: asyncio.run(each(Home.clear)))
-        asyncio.run(each(Home.prepare))
+        has_cache = pytestconfig.pluginmanager.hasplugin("cacheprovider")
+        cache = pytestconfig.cache.mkdir("dbkit") if has_cache else None
+        homes = stack.enter_context(find_homes(databases, cache))
+        # Not `Home.clear`: that would be the base's own, whatever the home is.
+        stack.callback(lambda: asyncio.run(each(lambda home: home.clear())))
+        asyncio.run(each(lambda home: home.prepare()))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for home in homes.values():
             url = home.own.render_as_string(hide_password=False)

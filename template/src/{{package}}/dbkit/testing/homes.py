@@ -1,14 +1,15 @@
 """Where the databases of a test run are: never where the service's own are.
 
 In the folder of the run are one PostgreSQL, which the first worker starts and the others
-attach to, and the files of SQLite. Each database is migrated once, into a template; workers,
-and tests that commit, get copies.
+attach to, and the files of SQLite. Each database is migrated once, into a template, or made what
+the same migrations made in an earlier run; workers, and tests that commit, get copies.
 """
 
 import asyncio
 import contextlib
 import os
 import shutil
+import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
@@ -27,6 +28,7 @@ from ..engine import create_engine
 from ..errors import NotConfigured
 from ..settings import DatabaseSettings, environment
 from ..urls import parse_url
+from . import kept
 from .folder import RUN, run_folder
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
@@ -36,9 +38,13 @@ LOCK = 0x74657374  # "test": one worker makes a template, the others wait.
 class Home(ABC):
     """Where one database of the service is during the tests."""
 
-    def __init__(self, database: Database, base: URL) -> None:
+    server = ""
+    """Version of the server, once it is known."""
+
+    def __init__(self, database: Database, base: URL, cache: Path | None = None) -> None:
         self.database = database
         self.base = base
+        self.cache = cache
         self.template = self.at("template")
         self.own = self.at(WORKER)
         self.copies: list[URL] = []
@@ -83,12 +89,25 @@ class Home(ABC):
         await self.another(self.own)
 
     async def migrate(self) -> None:
-        """Migrate the template."""
-        if self.database.base:
-            with pytest.MonkeyPatch.context() as patch:
-                url = self.template.render_as_string(hide_password=False)
-                patch.setenv(f"{self.database.env_prefix}URL", url)
-                await migrations.migrate(self.database)
+        """Migrate the template, unless what the same migrations made was kept."""
+        if self.database.base is None:
+            return
+        file = self.cache and kept.kept_file(self.cache, self.database, self.server)
+        if file and file.exists() and await self.load(file):
+            return
+        with pytest.MonkeyPatch.context() as patch:
+            url = self.template.render_as_string(hide_password=False)
+            patch.setenv(f"{self.database.env_prefix}URL", url)
+            await migrations.migrate(self.database)
+        if file:
+            await self.keep(file)
+
+    async def keep(self, file: Path) -> None:  # noqa: B027 -- not every server can
+        """Keep the migrated template for other runs, where that is quicker than to migrate."""
+
+    async def load(self, file: Path) -> bool:
+        """Make the empty template what was kept; return whether it is."""
+        return False
 
     @abstractmethod
     async def make_template(self) -> None:
@@ -157,6 +176,7 @@ class PostgresHome(Home):
         """Make the template, unless another worker of this run has."""
         name = quoted(self.template)
         async with self.connect() as connection:
+            self.server = str(connection.dialect.server_version_info)
             await connection.execute(text(f"SELECT pg_advisory_lock({LOCK})"))
             made_by = "SELECT shobj_description(oid, 'pg_database') FROM pg_database"
             found = await connection.execute(
@@ -167,6 +187,14 @@ class PostgresHome(Home):
                 await connection.execute(text(f"CREATE DATABASE {name}"))
                 await self.migrate()
                 await connection.execute(text(f"COMMENT ON DATABASE {name} IS '{RUN}'"))
+
+    async def keep(self, file: Path) -> None:
+        """Keep the template as SQL."""
+        await kept.dump(self.template, file)
+
+    async def load(self, file: Path) -> bool:
+        """Run the SQL that was kept."""
+        return await kept.load(self.template, file)
 
     async def copy(self, url: URL) -> None:
         """Make a copy of the template at `url`, in place of what is there."""
@@ -200,9 +228,24 @@ class PostgresHome(Home):
 class SqliteHome(Home):
     """Files beside the one that is named; each worker migrates a template of its own."""
 
-    def __init__(self, database: Database, base: URL) -> None:
-        super().__init__(database, base)
+    server = sqlite3.sqlite_version
+
+    def __init__(self, database: Database, base: URL, cache: Path | None = None) -> None:
+        super().__init__(database, base, cache)
         self.template = self.at(f"{WORKER}_template")
+
+    async def keep(self, file: Path) -> None:
+        """Keep the file."""
+        made = file.with_suffix(f".{WORKER}")
+        shutil.copyfile(str(self.template.database), made)
+        kept.replace_kept(made, file)
+
+    async def load(self, file: Path) -> bool:
+        """Copy the file that was kept."""
+        with contextlib.suppress(FileNotFoundError):  # Another worker has just replaced it.
+            shutil.copyfile(file, str(self.template.database))
+            return True
+        return False
 
     async def make_template(self) -> None:
         """Migrate an empty file."""
@@ -231,8 +274,11 @@ def delete_file(url: URL) -> None:
 
 
 @contextmanager
-def find_homes(databases: Databases) -> Generator[dict[str, Home]]:
-    """Find a home for each database; start the embedded PostgreSQL if one needs it."""
+def find_homes(databases: Databases, cache: Path | None) -> Generator[dict[str, Home]]:
+    """Find a home for each database; start the embedded PostgreSQL if one needs it.
+
+    In the folder `cache`, if there is one, is what other runs have kept.
+    """
     with run_folder() as folder, contextlib.ExitStack() as stack:
         server: EmbeddedPostgres | None = None
         homes: dict[str, Home] = {}
@@ -249,7 +295,7 @@ def find_homes(databases: Databases) -> Generator[dict[str, Home]]:
                     server = EmbeddedPostgres(folder / "postgres", settings=settings)
                     stack.enter_context(server)
                 base = server.url("postgres")
-            homes[database.name] = home(database, base)
+            homes[database.name] = home(database, base, cache)
         refuse_configured(databases, homes)
         yield homes
 
