@@ -7,15 +7,20 @@ from .disconnects import CancelOnDisconnect
 from .exception_handlers import add_exception_handlers
 from .health import health_router
 from .logs import log_requests
+from .page import Pages
 from .replicas import ReadYourWrites
 
 
 def install(app: FastAPI, databases: Databases) -> None:
-    """Add health routes, responses for database errors, an end to abandoned requests, and a log."""
+    """Add health, the page of the pools, responses for database errors, and a log of requests.
+
+    Requests whose client has left are ended.
+    """
     app.state.databases = databases
     if any(database.replica_of for database in databases.values()):
         app.add_middleware(ReadYourWrites)
     app.add_middleware(CancelOnDisconnect)
     app.include_router(health_router(databases))
+    app.router.routes.append(Pages(databases))
     add_exception_handlers(app)
     log_requests(app)

@@ -22,10 +22,11 @@ from alembic.util import CommandError
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 
-from . import checks, migrations, reloading
+from . import checks, migrations, pools, reloading
 from .database import Database, Databases
 from .embedded import EmbeddedPostgres, find_binaries
 from .errors import DatabaseError, EmbeddedFailed, NotConfigured
+from .page.access import DEVELOPMENT, LOOPBACK
 from .service import read_service_settings
 from .settings import environment
 
@@ -98,6 +99,7 @@ def manage(databases: Databases, *, app: str, root: Path) -> typer.Typer:
 
     for command in (check, migrate, makemigrations, showmigrations, dbshell, runserver):
         cli.command()(command)
+    cli.add_typer(pools.cli, name="pools")
     return cli
 
 
@@ -247,6 +249,8 @@ def runserver(
     must_be_free(host, port)
     # uvicorn raises SIGTERM once more when it has stopped: the databases stop after that.
     signal.signal(signal.SIGTERM, end)
+    if host in LOOPBACK:
+        os.environ[DEVELOPMENT] = "1"
     os.environ["LOG_FORMAT"] = environment().get("LOG_FORMAT", "text")
     with development_servers(service.databases.values()):
         service.databases.read_settings()

@@ -27,6 +27,7 @@ from .settings import (
     Declared,
     environment,
     misspelt,
+    origins,
     read_log_format,
     read_settings,
 )
@@ -83,6 +84,8 @@ class Database:
         self.env_prefix = env_prefix or f"{name.upper()}_DATABASE_"
         self.history = History()
         self.declared: Declared = declared
+        self.origins: dict[str, str] = {}
+        """Where each setting comes from: `environment`, `.env`, `declared` or `default`."""
         self._opened: Opened | None = None
         self._here: ContextVar[Opened | None] = ContextVar(f"{name} here", default=None)
 
@@ -190,6 +193,7 @@ class Database:
         logs it, and the pool goes on trying in the background.
         """
         self._opened = self.make(settings)
+        self.origins = origins(self.env_prefix, self.declared)
         await self.probe.start()
         wait = self.probe.is_up or settings.required_at_start
         try:
@@ -334,7 +338,7 @@ class Databases(Mapping[str, Database]):
         claims = [
             Claim(each.name, each.settings, each.probe.limits)
             for each in self.values()
-            if each.probe.limits
+            if each.probe.limits and not each.settings.pgbouncer
         ]
         for excess in excesses(claims, self.service.processes):
             logger.warning(

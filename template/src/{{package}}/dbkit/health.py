@@ -66,9 +66,11 @@ class Probe:
         """Ask once, and from then on every `interval` seconds."""
         await self.ask()
         if self._connection is not None:
-            with suppress(Exception):
+            try:
                 async with asyncio.timeout(self._timeout):
                     self.limits = await read_limits(self._connection)
+            except Exception:  # noqa: BLE001 -- it is asked again for what matters.
+                await self._hang_up()
         self._task = asyncio.create_task(self._keep_asking(), name=f"probe of {self._name}")
 
     async def stop(self) -> None:
@@ -134,13 +136,14 @@ def notice_sigterm(stop: Callable[[], None], delay: float) -> Generator[None]:
     """Call `stop` at SIGTERM, and let the server stop `delay` seconds later.
 
     In between, requests are served and `/readyz` answers 503, so that a load balancer
-    looks away before the port closes.
+    looks away before the port closes. At Ctrl-C there is no delay.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # Only the main thread may set signal handlers.
         return
     loop = asyncio.get_running_loop()
     previous = signal.getsignal(signal.SIGTERM)
+    interrupt = signal.getsignal(signal.SIGINT)
 
     def pass_on() -> None:
         signal.signal(signal.SIGTERM, previous)
@@ -151,11 +154,18 @@ def notice_sigterm(stop: Callable[[], None], delay: float) -> Generator[None]:
         signal.signal(signal.SIGTERM, previous)  # A second SIGTERM does not wait.
         loop.call_soon_threadsafe(loop.call_later, delay, pass_on)
 
+    def handle_interrupt(number: int, _frame: FrameType | None) -> None:
+        stop()
+        signal.signal(number, interrupt)
+        signal.raise_signal(number)
+
     signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle_interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGINT, interrupt)
 
 
 class Life(BaseModel):

@@ -174,6 +174,17 @@ def read_log_format(variables: Mapping[str, str]) -> LogFormat:
             raise NotConfigured([f"LOG_FORMAT: {shown(other)} is neither json nor text."])
 
 
+def origins(prefix: str, declared: Declared) -> dict[str, str]:
+    """Say where each setting comes from: the environment, .env, its declaration, or the default."""
+    sources = {"environment": os.environ, ".env": dotenv_values(".env")}
+    found: dict[str, str] = {}
+    for field in DatabaseSettings.model_fields:
+        name = f"{prefix}{field.upper()}"
+        set_ = (each for each, values in sources.items() if (values.get(name) or "").strip())
+        found[field] = next(set_, "declared" if field in declared else "default")
+    return found
+
+
 def misspelt(variables: Iterable[str], prefixes: Iterable[str]) -> dict[str, str]:
     """Map each variable that looks like a database's setting, and is none, to the nearest.
 

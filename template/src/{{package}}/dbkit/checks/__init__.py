@@ -59,7 +59,7 @@ async def check(databases: Iterable[Database], *, deploy: bool = False) -> Async
                 for each in CHECKS + (DEPLOY_CHECKS if deploy else ()):
                     async for finding in run(each, subject):
                         yield finding
-                if deploy and (limits := await read_limits(ours)):
+                if deploy and not settings.pgbouncer and (limits := await read_limits(ours)):
                     claims.append(Claim(database.name, settings, limits))
         except DatabaseError as error:
             text = str(error).removeprefix(f"{database.name}: ")

@@ -1,0 +1,212 @@
+"""Who may see the page of the pools, and what it says."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dbkit import Database, Databases, install, session_from
+from dbkit.page import Pages
+from dbkit.page.access import DEVELOPMENT
+from fastapi import FastAPI
+from httpx import ASGITransport, AsyncClient
+from sqlalchemy import URL, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from waiting import until
+
+TOKEN = "a token of some length"  # noqa: S105 -- of these tests
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+class Service:
+    """An application with one database, called without a network."""
+
+    def __init__(self, url: URL) -> None:
+        address = url.render_as_string(hide_password=False)
+        self.primary = Database("primary", "postgresql", url=address, pool_size=2)
+        self.databases = Databases(self.primary)
+        self.app = FastAPI()
+        install(self.app, self.databases)
+        of_this_request: AsyncSession = session_from(self.primary)
+
+        async def secret(session: AsyncSession = of_this_request) -> None:
+            await session.execute(text("select :secret"), {"secret": "s3cret"})
+
+        self.app.add_api_route("/secret", secret, methods=["GET"])
+        self.client = self.calling("127.0.0.1")
+
+    def calling(self, host: str, *, client: str = "127.0.0.1") -> AsyncClient:
+        """Make a client that calls the service by some name, from some address."""
+        transport = ASGITransport(self.app, client=(client, 1))
+        return AsyncClient(transport=transport, base_url=f"http://{host}")
+
+    @property
+    def pages(self) -> Pages:
+        """The mounted page."""
+        return next(each for each in self.app.router.routes if isinstance(each, Pages))
+
+
+@pytest.fixture
+async def service(
+    database_url: URL, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Service]:
+    monkeypatch.delenv(DEVELOPMENT, raising=False)
+    monkeypatch.setenv("POOLS_TOKEN", getattr(request, "param", TOKEN))
+    service = Service(database_url)
+    async with service.databases.open(), service.client:
+        yield service
+
+
+closed = pytest.mark.parametrize("service", [""], indirect=True)
+PATHS = ["/pools", "/pools/", "/pools/state", "/pools/events", "/pools/page.js"]
+
+
+@closed
+@pytest.mark.parametrize("path", PATHS)
+async def test_without_a_token_there_is_no_page(service: Service, path: str) -> None:
+    assert (await service.client.get(path)).status_code == 404
+
+
+async def test_with_a_token_whoever_has_none_sees_nothing(service: Service) -> None:
+    page = await service.client.get("/pools/")
+    assert (page.status_code, "primary" in page.text, 'type="password"' in page.text) == (
+        401,
+        False,
+        True,
+    )
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": f"pools={TOKEN}"}):
+        for path in ("state", "events", "page.js"):
+            answer = await service.client.get(f"/pools/{path}", headers=headers)
+            assert (answer.status_code, "primary" in answer.text) == (401, False)
+
+
+async def test_the_form_leaves_a_cookie_that_opens_the_page_and_is_not_the_token(
+    service: Service,
+) -> None:
+    assert (await service.client.post("/pools/login", data={"token": "wrong"})).status_code == 401
+    entered = await service.client.post("/pools/login", data={"token": TOKEN})
+
+    assert (entered.status_code, entered.headers["location"]) == (303, "./")
+    cookie = entered.headers["set-cookie"]
+    assert TOKEN not in cookie
+    assert all(word in cookie for word in ("HttpOnly", "SameSite=strict", "Path=/pools"))
+    assert "page.js" in (await service.client.get("/pools/")).text
+    assert (await service.client.get("/pools/state")).status_code == 200
+
+
+async def test_a_form_without_end_is_not_read(service: Service) -> None:
+    answer = await service.client.post("/pools/login", content=b"token=" + b"x" * 100_000)
+
+    assert answer.status_code == 401
+
+
+@closed
+async def test_under_runserver_it_is_open_on_this_machine_by_its_own_name_alone(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DEVELOPMENT, "1")
+
+    async def status(host: str, **options: str) -> int:
+        async with service.calling(host, **options) as client:
+            return (await client.get("/pools/state")).status_code
+
+    assert [await status(host) for host in ("127.0.0.1", "localhost:8000", "[::1]")] == [200] * 3
+    assert await status("rebound.example") == 403
+    assert await status("localhost", client="10.0.0.7") == 403
+
+
+async def test_a_token_counts_under_runserver_too(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DEVELOPMENT, "1")
+
+    assert (await service.client.get("/pools/state")).status_code == 401
+
+
+async def test_routes_of_the_service_come_first(service: Service) -> None:
+    async def own() -> str:
+        return "swimming"
+
+    service.app.add_api_route("/pools/{name}", own, methods=["GET"])
+
+    assert (await service.client.get("/pools/state", headers=BEARER)).json() == "swimming"
+
+
+async def test_nothing_may_be_loaded_from_elsewhere_or_kept(service: Service) -> None:
+    headers = (await service.client.get("/pools/", headers=BEARER)).headers
+
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    assert headers["cache-control"] == "no-store"
+
+
+async def state_of(service: Service) -> dict[str, Any]:
+    return (await service.client.get("/pools/state", headers=BEARER)).json()
+
+
+async def test_the_state_names_holders_and_routes_and_no_secret(service: Service) -> None:
+    await service.client.get("/secret")
+    async with service.primary.session() as session:
+        await session.execute(text("select 's3cret'"))
+        answer = await service.client.get("/pools/state", headers=BEARER)
+
+    state = answer.json()["databases"]["primary"]
+    assert (state["up"], state["pool"]["in_use"]) == (True, 1)
+    assert [(each["route"], each["statements"]) for each in state["holders"]] == [(None, 1)]
+    assert [(each["route"], each["checkouts"]) for each in state["routes"]] == [("GET /secret", 1)]
+    assert state["load"] is None
+    password = service.primary.settings.url.password
+    assert password
+    for hidden in ("s3cret", TOKEN, password):
+        assert hidden not in answer.text
+
+
+async def test_each_setting_says_where_it_comes_from(
+    database_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("PRIMARY_DATABASE_POOL_TIMEOUT=7\nPRIMARY_DATABASE_ECHO=true")
+    monkeypatch.setenv("PRIMARY_DATABASE_ECHO", "false")
+    monkeypatch.setenv("POOLS_TOKEN", TOKEN)
+    service = Service(database_url)
+    async with service.databases.open(), service.client:
+        settings = (await state_of(service))["databases"]["primary"]["settings"]
+
+    shown = {each["name"].removeprefix("PRIMARY_DATABASE_"): each for each in settings}
+    assert {
+        name: (shown[name]["value"], shown[name]["origin"])
+        for name in ("POOL_TIMEOUT", "ECHO", "POOL_SIZE", "MAX_OVERFLOW")
+    } == {
+        "POOL_TIMEOUT": ("7.0", ".env"),
+        "ECHO": ("false", "environment"),
+        "POOL_SIZE": ("2", "declared"),
+        "MAX_OVERFLOW": ("0", "default"),
+    }
+
+
+async def test_an_event_stream_begins_with_what_was_before_and_ends_with_the_service(
+    service: Service,
+) -> None:
+    await state_of(service)
+    stream = asyncio.create_task(service.client.get("/pools/events", headers=BEARER))
+    await until(lambda: service.pages.viewers == 1)
+
+    service.databases.stopping = True
+
+    events = (await stream).text.strip().split("\n\n")
+    assert [each.partition(":")[0] for each in events] == ["data"] * len(events)
+    assert json.loads(events[0].removeprefix("data: "))["databases"].keys() == {"primary"}
+    assert service.pages.viewers == 0
+
+
+async def test_a_stream_that_nobody_reads_any_more_ends(service: Service) -> None:
+    stream = asyncio.create_task(service.client.get("/pools/events", headers=BEARER))
+    await until(lambda: service.pages.viewers == 1)
+
+    stream.cancel()
+
+    await until(lambda: service.pages.viewers == 0)
