@@ -15,6 +15,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._flows: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._forgotten: set[asyncio.StreamWriter] = set()
         self._clear = asyncio.Event()
         self._clear.set()
         self.port = 0
@@ -34,6 +35,7 @@ class Proxy:
     async def __aexit__(self, *_: object) -> None:
         await self.refuse()
         self.cut()
+        self.remember()
         for flow in self._flows:
             flow.cancel()
         await asyncio.gather(*self._flows, return_exceptions=True)
@@ -49,6 +51,10 @@ class Proxy:
             self._server.close()
             self._server = None
 
+    def lead_to(self, target: URL) -> None:
+        """Lead new connections to another server; those there are stay where they are."""
+        self._target = target
+
     def freeze(self) -> None:
         """Accept connections, and forward nothing: neither old nor new are answered."""
         self._clear.clear()
@@ -61,6 +67,13 @@ class Proxy:
         """Lose the connections there are without telling either side, as some firewalls do."""
         for flow in self._flows:
             flow.cancel()
+        self._forgotten |= self._writers
+        self._writers = set()
+
+    def remember(self) -> None:
+        """Tell both sides of the connections that were forgotten, as a keepalive would in time."""
+        for writer in self._forgotten:
+            writer.transport.abort()
 
     def cut(self) -> None:
         """Close the connections there are."""
@@ -70,7 +83,11 @@ class Proxy:
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         await self._clear.wait()
-        there = await asyncio.open_connection(self._target.host, self._target.port)
+        try:
+            there = await asyncio.open_connection(self._target.host, self._target.port)
+        except OSError:
+            writer.transport.abort()
+            return
         self._writers |= {writer, there[1]}
         for flow in (self._flow(reader, there[1], up=True), self._flow(there[0], writer)):
             self._flows.add(asyncio.create_task(flow))

@@ -1,0 +1,1 @@
+"""What services meet: each fault on real servers, under load, by counts."""
