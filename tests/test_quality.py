@@ -19,10 +19,8 @@ from variants import PYTHON_VERSIONS, VARIANTS, Variant
 
 BIN = Path(sys.executable).parent
 ONLY_POSTGRESQL = {
-    "statement_timeout",
-    "idle_in_transaction_timeout",
-    "client_check_interval",
-    "pgbouncer",
+    *("statement_timeout", "idle_in_transaction_timeout", "client_check_interval"),
+    *("pgbouncer", "password", "password_file"),
 }
 ONLY_REPLICAS = ["fallback", "max_lag", "read_your_writes"]
 
@@ -153,7 +151,9 @@ def test_env_example_lists_every_variable_with_its_default(service: Service) -> 
     expected = ""
     for name, field in settings.items():
         default = first.get(name, field.default)
-        shown = str(default).lower() if isinstance(default, bool) else f"{default:g}"
+        shown = "" if default in {"", None} else f"{default:g}"
+        if isinstance(default, bool):
+            shown = str(default).lower()
         expected += f"# {field.description}\n# DATABASE_{name.upper()}={shown}\n"
     assert expected in text
     for each in (each["name"].upper() for each in others if "replica_of" in each):

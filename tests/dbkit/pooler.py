@@ -20,8 +20,13 @@ def find_pgbouncer() -> Path:
 
 
 @contextmanager
-def pgbouncer(server: URL, *, pool_size: int = 2, **settings: str) -> Generator[URL]:
-    """Run a PgBouncer of `pool_size` connections to each database; yield the server's URL by it."""
+def pgbouncer(
+    server: URL, *, pool_size: int = 2, files: dict[str, bytes] | None = None, **settings: str
+) -> Generator[URL]:
+    """Run a PgBouncer of `pool_size` connections to each database; yield the server's URL by it.
+
+    Its settings may name the `files`, whose contents are given.
+    """
     port = free_port()
     ini = {
         "listen_addr": "127.0.0.1",
@@ -35,6 +40,8 @@ def pgbouncer(server: URL, *, pool_size: int = 2, **settings: str) -> Generator[
     }
     with TemporaryDirectory() as name:
         folder, log = Path(name), Path(name, "log")
+        for each, content in (files or {}).items():
+            (folder / each).write_bytes(content)
         folder.chmod(0o755)  # For a user who may read it; it holds no more than a test's password.
         (folder / "ini").write_text(
             f"[databases]\n* = host={server.host} port={server.port}"
@@ -45,7 +52,7 @@ def pgbouncer(server: URL, *, pool_size: int = 2, **settings: str) -> Generator[
         if os.geteuid() == 0:  # It refuses to run as root.
             command[1:1] = ["-u", "nobody"]
         with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
         try:
             while not listens(port):
                 assert process.poll() is None, log.read_text()

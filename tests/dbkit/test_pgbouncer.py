@@ -144,8 +144,9 @@ async def test_a_pooler_that_is_not_there_is_a_warning(database_url: URL) -> Non
 
 
 async def test_a_pooler_in_session_mode_is_a_warning(database_url: URL) -> None:
-    settings = {"pool_mode": "session", "ignore_startup_parameters": IGNORED}
-    with pgbouncer(database_url, pool_size=5, **settings) as url:
+    with pgbouncer(
+        database_url, pool_size=5, pool_mode="session", ignore_startup_parameters=IGNORED
+    ) as url:
         (found,) = await findings(Database("orders", "postgresql", url=shown(url)))
 
     assert found.id == "database.W006"

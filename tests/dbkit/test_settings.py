@@ -45,6 +45,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+SECRETS = {"url", "url_file", "password", "password_file"}  # tests/dbkit/test_credentials.py
 ANOTHER = {
     str(bool): ("true", True),
     str(int): ("7", 7),
@@ -52,7 +53,7 @@ ANOTHER = {
 }
 
 
-@pytest.mark.parametrize("field", sorted(DatabaseSettings.model_fields.keys() - {"url"}))
+@pytest.mark.parametrize("field", sorted(DatabaseSettings.model_fields.keys() - SECRETS))
 def test_every_setting_has_a_variable(field: str) -> None:
     text, value = ANOTHER[str(DatabaseSettings.model_fields[field].annotation)]
     if field == "pool_recycle":  # The only one that may not be as low.

@@ -21,8 +21,10 @@ import uvicorn
 from alembic.util import CommandError
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.util import greenlet_spawn
 
 from . import checks, migrations, pools, reloading
+from .credentials import TLS_PARAMETERS, Credentials
 from .database import Database, Databases
 from .embedded import EmbeddedPostgres, find_binaries
 from .errors import DatabaseError, EmbeddedFailed, NotConfigured
@@ -224,7 +226,10 @@ def dbshell(context: typer.Context, database: DatabaseOption = None) -> None:
     service: Service = context.obj
     chosen = service.selected(database)[0]
     with development_servers([chosen]):
-        url = chosen.read_settings().url
+        settings = chosen.read_settings()
+        ask = Credentials(settings.password, settings.password_file).ask
+        password = asyncio.run(greenlet_spawn(ask)) or settings.url.password
+        url = settings.url.set(password=password)
         shell = shell_sqlite(url) if chosen.dialect == "sqlite" else shell_postgresql(url)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the shell.
         done = subprocess.run(shell.command, env=shell.environment, check=False)  # noqa: S603 -- a shell is what was asked for
@@ -292,7 +297,10 @@ def end(_signal: int, _frame: FrameType | None) -> NoReturn:
 def has_url(database: Database) -> bool:
     """Whether a database has a URL of its own: not embedded, and no SQLite file as declared."""
     declared = database.dialect == "postgresql" and "url" in database.declared
-    return declared or f"{database.env_prefix}URL" in environment()
+    variables = environment()
+    return declared or any(
+        f"{database.env_prefix}{name}" in variables for name in ("URL", "URL_FILE")
+    )
 
 
 @contextmanager
@@ -347,6 +355,7 @@ def shell_postgresql(url: URL) -> Shell:
         "PGPASSWORD": url.password,
         "PGDATABASE": url.database,
         "PGSSLMODE": url.query.get("ssl"),
+        **{f"PG{name.upper()}": url.query.get(name) for name in TLS_PARAMETERS},
     }
     return Shell([psql], {**os.environ, **{k: str(v) for k, v in given.items() if v}})
 

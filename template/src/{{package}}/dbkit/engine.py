@@ -11,6 +11,7 @@ from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from .credentials import REFUSED, TLS_PARAMETERS, Credentials, tls
 from .errors import Unreachable
 from .pgbouncer import behind_pgbouncer
 from .pool import FairPool
@@ -36,6 +37,9 @@ FENCE = 5.0
 
 UNKNOWN_PARAMETER = "08P01"
 """What PgBouncer answers to startup parameters: to a server, a violation of the protocol."""
+
+ROTATION = 60.0
+"""Seconds within which connections that were opened with an old password are replaced."""
 
 HINTS = {
     "28P01": "the server refused the user or the password",
@@ -65,8 +69,9 @@ def create_engine(
     pool: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
         pool = pool_arguments(name, prefix, settings) | {"poolclass": poolclass}
+    credentials = Credentials(settings.password, settings.password_file)
     engine = create_async_engine(
-        settings.url,
+        settings.url.difference_update_query(TLS_PARAMETERS),
         connect_args=connect_args(name, settings, read_only=read_only),
         echo=settings.echo,
         # Parameters are people's data: neither errors nor logs show them unless asked to.
@@ -77,13 +82,20 @@ def create_engine(
     @event.listens_for(engine.sync_engine, "do_connect")
     def connect(dialect: Any, _record: object, args: Any, kwargs: Any) -> DBAPIConnection:
         try:
+            password = credentials.ask()
+            if password is not None and not is_sqlite:
+                kwargs = {**kwargs, "password": password}
             connection: DBAPIConnection = dialect.connect(*args, **shuffle_hosts(kwargs))
             if is_sqlite:
                 prepare_sqlite(connection)
             else:
                 keep_alive(connection)
         except Exception as error:
+            credentials.note_failure(sqlstate(error))
             raise Unreachable(unreachable(name, prefix, settings, error)) from error
+        if credentials.note_success(password) and isinstance(engine.pool, FairPool):
+            logger.info("%s: the password has changed; connections are replaced", name)
+            engine.pool.retire(within=ROTATION)
         return connection
 
     @event.listens_for(engine.sync_engine, "handle_error")
@@ -168,6 +180,8 @@ def connect_args(
     }
     if len(hosts(settings.url)) > 1 and "target_session_attrs" not in settings.url.query:
         arguments["target_session_attrs"] = "prefer-standby" if read_only else "read-write"
+    if context := tls(settings.url):
+        arguments["ssl"] = context
     if settings.pgbouncer:
         return behind_pgbouncer(arguments)
     return arguments
@@ -233,6 +247,8 @@ def unreachable(name: str, prefix: str, settings: DatabaseSettings, error: Excep
     where = {key: value for key, value in settings.url.query.items() if key in {"host", "port"}}
     url = settings.url.set(drivername=settings.url.get_backend_name(), query=where)
     advice = f"check {prefix}URL"
+    if settings.password_file and (sqlstate(error) in REFUSED or isinstance(error, ValueError)):
+        advice = f"check {prefix}PASSWORD_FILE"
     if sqlstate(error) == UNKNOWN_PARAMETER and not settings.pgbouncer:
         advice = f"if that is PgBouncer, set {prefix}PGBOUNCER=true"
     return (

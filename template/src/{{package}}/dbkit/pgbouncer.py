@@ -17,14 +17,17 @@ def behind_pgbouncer(arguments: dict[str, Any]) -> dict[str, Any]:
     """
     parameters = dict(arguments["server_settings"])
     name = parameters.pop("application_name")
-    timeouts = "".join(f" SET LOCAL {key} = {value};" for key, value in parameters.items())
+    # `default_transaction_read_only` would be for the next transaction.
+    begin = "".join(
+        f" SET LOCAL {key.removeprefix('default_')} = {value};" for key, value in parameters.items()
+    )
 
     connection: Any = import_module("asyncpg").Connection  # Not where all databases are others.
 
     class PooledConnection(connection):
         async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
             if query.startswith("BEGIN"):
-                query += timeouts
+                query += begin
             status: str = await connection.execute(self, query, *args, timeout=timeout)
             return status
 

@@ -6,16 +6,17 @@ defaults below. An empty variable counts as absent.
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypedDict
 
 from annotated_types import Ge, Le, MinLen
 from dotenv import dotenv_values
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from sqlalchemy import URL
 
+from .credentials import Password, read_secret
 from .errors import NotConfigured
 from .urls import Dialect, parse_url
 
@@ -23,13 +24,24 @@ INFIX = "DATABASE_"
 LONGEST_SHOWN = 30
 
 LogFormat = Literal["json", "text"]
+
+
+def secret(value: Any) -> Any:
+    """Hide a password that is written."""
+    return SecretStr(value) if isinstance(value, str) else value
+
+
 Url = Annotated[URL, PlainValidator(lambda value: value)]
+Secret = Annotated[Password | None, PlainValidator(secret)]
 
 
 class Declared(TypedDict, total=False):
     """Settings that `Database(...)` may declare and the environment may override."""
 
     url: str
+    url_file: str
+    password: Callable[[], str | Awaitable[str]]
+    password_file: str
     required: bool
     required_at_start: bool
     pool_size: int
@@ -67,6 +79,12 @@ class DatabaseSettings(BaseModel):
 
     url: Url
     """Where to connect, as `postgresql://user:password@host:5432/name` or `sqlite:///file`."""
+    url_file: str = ""
+    """A file that holds the URL, as containers mount secrets."""
+    password: Secret = Field(default=None, repr=False)
+    """The password, where the URL holds none."""
+    password_file: str = ""
+    """A file that holds the password; read at each connect, so that it may change."""
     required: bool = True
     """Whether the service is unready while this database is down."""
     required_at_start: bool = False
@@ -147,12 +165,7 @@ def read_settings(
     for field in DatabaseSettings.model_fields:
         if (value := variables.get(prefix + field.upper())) is not None:
             values[field] = value
-    if "url" in values:
-        try:
-            values["url"] = parse_url(str(values["url"]), dialect)
-        except ValueError as error:
-            faults.append(f"{prefix}URL: {error}")
-            values["url"] = URL.create(dialect)
+    faults += read_secrets(variables, prefix, dialect, values)
     try:
         settings = DatabaseSettings.model_validate(values)
     except ValidationError as error:
@@ -183,6 +196,44 @@ def origins(prefix: str, declared: Declared) -> dict[str, str]:
         set_ = (each for each, values in sources.items() if (values.get(name) or "").strip())
         found[field] = next(set_, "declared" if field in declared else "default")
     return found
+
+
+def read_secrets(
+    variables: Mapping[str, str], prefix: str, dialect: Dialect, values: dict[str, Any]
+) -> Iterator[str]:
+    """Put the URL in the place of its text or its file; yield what is wrong with the secrets."""
+    sound = URL.create(dialect)  # In the place of a URL whose fault has been said.
+    for field in ("url", "password"):
+        variable = prefix + field.upper()
+        if variable in variables:
+            if f"{variable}_FILE" in variables:
+                yield f"{variable}_FILE: {variable} is set too; unset one of them"
+            values.pop(f"{field}_file", None)  # as declared
+        elif file := values.get(f"{field}_file"):
+            try:
+                values[field] = read_secret(file)
+            except ValueError as error:
+                yield f"{variable}_FILE: {error}"
+                values[field] = sound
+    if values.get("url", sound) is not sound:
+        try:
+            values["url"] = parse_url(str(values["url"]), dialect)
+        except ValueError as error:
+            yield f"{prefix}URL{'_FILE' if values.get('url_file') else ''}: {error}"
+            values["url"] = sound
+    if values.get("url") and values["url"].password:
+        yield from settle(values["url"].password, variables, prefix, values)
+
+
+def settle(
+    held: str, variables: Mapping[str, str], prefix: str, values: dict[str, Any]
+) -> Iterator[str]:
+    """Settle on the password that the URL holds, also before a callable: development sets URLs."""
+    if values.get("password_file"):
+        yield f"{prefix}PASSWORD_FILE: the URL holds a password too; leave one of them out"
+    elif held != variables.get(f"{prefix}PASSWORD", held):  # Platforms set both.
+        yield f"{prefix}PASSWORD: the URL holds another one; leave one of them out"
+    values["password"] = None
 
 
 def misspelt(variables: Iterable[str], prefixes: Iterable[str]) -> dict[str, str]:

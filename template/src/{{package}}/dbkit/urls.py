@@ -6,6 +6,8 @@ from urllib.parse import unquote
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from .credentials import TLS_PARAMETERS, tls
+
 Dialect = Literal["postgresql", "sqlite"]
 
 DRIVERS: dict[Dialect, str] = {"postgresql": "asyncpg", "sqlite": "aiosqlite"}
@@ -16,8 +18,11 @@ EXAMPLES: dict[Dialect, str] = {
 SEVERAL_HOSTS = "postgresql://user:password@/name?host=first:5432&host=second:5432"
 ALIASES = {"postgres": "postgresql"}
 
-# What asyncpg takes from a URL; libpq's other parameters would be a TypeError at the first connect.
-POSTGRESQL_PARAMETERS = {"host", "port", "ssl", "target_session_attrs", "gsslib", "krbsrvname"}
+# What asyncpg and `tls()` take; libpq's others would be a TypeError at the first connect.
+POSTGRESQL_PARAMETERS = {
+    *("host", "port", "ssl", "target_session_attrs", "gsslib", "krbsrvname"),
+    *TLS_PARAMETERS,
+}
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 MAX_PORT = 65535
 
@@ -51,7 +56,7 @@ def parse_url(text: str, dialect: Dialect) -> URL:
 
 
 def postgresql(url: URL) -> URL:
-    """Translate libpq's parameters to asyncpg's; refuse what it does not know."""
+    """Translate libpq's parameters to asyncpg's, or to ours; refuse what is not known."""
     query = dict(url.query)
     if twice := [name for name in query if name != "host" and not isinstance(query[name], str)]:
         raise ValueError(f"parameter {twice[0]} is given twice")
@@ -79,7 +84,9 @@ def postgresql(url: URL) -> URL:
         raise ValueError(f"names several hosts; write them as {SEVERAL_HOSTS}")
     if url.port is not None and not 1 <= url.port <= MAX_PORT:
         raise ValueError(f"has port {url.port}; ports go from 1 to {MAX_PORT}")
-    return url.set(query=query)
+    url = url.set(query=query)
+    tls(url)  # Its files are missed now, not at the first connect.
+    return url
 
 
 def sqlite(url: URL) -> URL:

@@ -307,6 +307,12 @@ class Connections:
                 slot.expires = -inf
                 count -= 1
 
+    def age(self, within: float) -> None:
+        """Let every connection expire in the next `within` seconds, each at another moment."""
+        now = monotonic()
+        for slot in self.slots.values():
+            slot.expires = min(slot.expires, now + random.uniform(0, within))  # noqa: S311 - no secret
+
     def shrink(self) -> None:
         """Close what is beyond the limit: idle connections first, those unused for longest."""
         surplus = self.open - len(self._closing) - self.options.limit

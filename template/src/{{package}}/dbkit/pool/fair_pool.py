@@ -287,12 +287,15 @@ class FairPool(Pool):
         """
         self._connections.suspect()
 
-    def retire(self) -> None:
+    def retire(self, *, within: float = 0) -> None:
         """Replace every connection: idle ones now, the others at their return.
 
         For a server whose role has changed (SQLSTATE 25006) and for new credentials: such
-        connections still answer a ping.
+        connections still answer a ping. With `within`, each at some moment of so many seconds.
         """
+        if within:
+            self._connections.age(within)
+            return
         self._connections.retire_used()
         self._connections.retire_idle()
 
