@@ -203,6 +203,17 @@ async def test_a_password_in_the_url_comes_before_a_callable(database_url: URL) 
         assert database.probe.is_up
 
 
+def test_a_replica_without_a_url_has_the_password_of_its_primary(file: Path) -> None:
+    file.write_text("s3cret")
+    primary = Database("primary", "postgresql", url="postgresql://user@host/name")
+    replica = Database("replica", "postgresql", replica_of=primary)
+    variables = {"PRIMARY_DATABASE_PASSWORD_FILE": str(file), "PRIMARY_DATABASE_PGBOUNCER": "true"}
+
+    settings = replica.read_settings(variables)
+
+    assert (settings.password_file, settings.pgbouncer) == (str(file), True)
+
+
 # TLS. The embedded PostgreSQL was built without it, but not PgBouncer.
 
 

@@ -106,6 +106,14 @@ async def test_a_transaction_may_have_an_isolation_of_its_own(pooled: Database) 
     assert found == ["serializable", "30s"]
 
 
+async def test_a_replica_stays_read_only(pooled_url: str) -> None:
+    primary = Database("orders", "postgresql", url=pooled_url, pgbouncer=True)
+    replica = Database("replica", "postgresql", replica_of=primary, url=pooled_url, pgbouncer=True)
+
+    async with replica.open(), replica.engine.connect() as connection:
+        assert await answers(connection, "transaction_read_only") == ["on"]
+
+
 async def test_the_server_sees_whose_connection_it_is(pooled: Database) -> None:
     async with pooled.engine.connect() as connection:
         assert await answers(connection, "application_name") == ["dbkit:orders"]

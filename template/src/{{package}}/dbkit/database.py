@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal, Self, TypeVar, Unpack
+from typing import Any, Literal, Self, TypeVar, Unpack
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -142,9 +142,13 @@ class Database:
         """Read the settings from the environment; `NotConfigured` holds every fault."""
         variables = environment() if variables is None else variables
         declared: Declared = {**self.declared}
-        if self.replica_of and "url" not in declared and f"{self.env_prefix}URL" not in variables:
-            url = self.replica_of.read_settings(variables).url
-            declared["url"] = url.render_as_string(hide_password=False)
+        own = {f"{self.env_prefix}URL", f"{self.env_prefix}URL_FILE"} & variables.keys()
+        if self.replica_of and "url" not in declared and not own:
+            theirs = self.replica_of.read_settings(variables)
+            # With the way in; as it was read, which is more than one may declare.
+            way_in: Any = theirs.model_dump(include={"password", "password_file", "pgbouncer"})
+            url = theirs.url.render_as_string(hide_password=False)
+            declared = way_in | declared | {"url": url}
         return read_settings(
             variables, prefix=self.env_prefix, dialect=self.dialect, declared=declared
         )

@@ -83,9 +83,9 @@ def create_engine(
     def connect(dialect: Any, _record: object, args: Any, kwargs: Any) -> DBAPIConnection:
         try:
             password = credentials.ask()
-            if password is not None and not is_sqlite:
-                kwargs = {**kwargs, "password": password}
-            connection: DBAPIConnection = dialect.connect(*args, **shuffle_hosts(kwargs))
+            secret = {} if password is None else {"password": password}
+            arguments = {**shuffle_hosts(kwargs), **secret}
+            connection: DBAPIConnection = dialect.connect(*args, **arguments)
             if is_sqlite:
                 prepare_sqlite(connection)
             else:

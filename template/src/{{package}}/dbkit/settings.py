@@ -166,6 +166,8 @@ def read_settings(
         if (value := variables.get(prefix + field.upper())) is not None:
             values[field] = value
     faults += read_secrets(variables, prefix, dialect, values)
+    if dialect == "sqlite":  # It takes none; platforms set some for every database.
+        values |= {"password": None, "password_file": ""}
     try:
         settings = DatabaseSettings.model_validate(values)
     except ValidationError as error:
