@@ -260,7 +260,7 @@ databases:
         "\n"
         "Next:\n"
         "  cd orders\n"
-        '  git init && git add . && git commit -m "chore: start from fastapi-pools"\n'
+        '  uv lock && git init && git add . && git commit -m "chore: start from fastapi-pools"\n'
         "  uv run manage.py runserver\n"
         "\n"
     )

@@ -167,7 +167,7 @@ def test_a_request_that_a_middleware_refuses_has_its_line(service: Logged) -> No
 
 
 def test_an_id_that_is_not_plain_is_replaced(service: Logged) -> None:
-    for wrong in ("a" * 65, 'a"b', "a b", ""):
+    for wrong in ('a"b', "a b", ""):
         response = service.get("/api/things/7", **{"X-Request-ID": wrong})
         assert len(response.headers["x-request-id"]) == 16
 
