@@ -22,6 +22,9 @@ class Proxy:
         self.accepted = 0
         self.sent = 0
         """Bytes that went to the server."""
+        self.round_trips = 0
+        """How often something was sent to the server after its last answer."""
+        self._answered = True
 
     @property
     def url(self) -> URL:
@@ -100,6 +103,8 @@ class Proxy:
                 await self._clear.wait()
                 if up:
                     self.sent += len(data)
+                    self.round_trips += self._answered
+                self._answered = not up
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()

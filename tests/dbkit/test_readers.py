@@ -208,8 +208,8 @@ async def test_reads_at_once_give_all_back_when_one_fails(database: Database) ->
     assert database.pool.checkedout() == 0
 
 
-async def test_a_route_depends_on_a_reader() -> None:
-    database = Database("shop", "sqlite", url="sqlite:///:memory:")
+async def test_a_route_depends_on_a_reader(tmp_path: Path) -> None:
+    database = Database("shop", "sqlite", url=f"sqlite:///{tmp_path}/shop.sqlite3")
     app = FastAPI()
     install(app, Databases(database))
 

@@ -68,6 +68,21 @@ async def test_autocommit_in_a_test_of_its_own(databases: Any, turn: int) -> Non
     assert await count(primary, Item) == 1
 
 
+@pytest.mark.parametrize("turn", [1, 2])
+async def test_single_statements_are_rolled_back_too(databases: Any, turn: int) -> None:
+    async with primary.driver_connection() as driver:
+        await driver.execute("INSERT INTO items (name, quantity) VALUES ('by driver', $1)", turn)
+    await primary.execute(insert(Item).values(name="by statement", quantity=turn))
+    await audit.execute(insert(Note).values(item_id=1, text="by statement"))
+
+    assert await primary.reader.scalar(select(func.count(Item.id))) == 2
+    assert await audit.reader.scalar(select(func.count(Note.id))) == 1
+    async with primary.reader.stream(select(Item.name)) as result:
+        assert len(await result.all()) == 2
+    async with primary.session() as session:
+        session.add(Item(name="by session", quantity=turn))
+
+
 async def test_an_error_undoes_its_own_transaction(client: Any) -> None:
     for database, row in ((primary, Item(name="a", quantity=1)), (audit, Note(item_id=1, text=""))):
         with pytest.raises(RuntimeError, match="planned"):  # noqa: PT012 -- an `async with` is one

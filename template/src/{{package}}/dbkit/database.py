@@ -7,11 +7,15 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar, Unpack
+from typing import Any, Literal, Self, TypeVar, TypeVarTuple, Unpack, overload
 
+from sqlalchemy import Connection, CursorResult, Executable
+from sqlalchemy import Result as Rows
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.sql.selectable import TypedReturnsRows
+from sqlalchemy.util import greenlet_spawn
 
 from .budget import Claim, excesses
 from .disconnects import commit_guard
@@ -19,7 +23,7 @@ from .engine import create_engine, hosts
 from .errors import NotConfigured, NotOpen, ReadOnly, Unreachable
 from .health import Probe, notice_sigterm
 from .pool import FairPool
-from .readers import Reader
+from .readers import AUTOCOMMIT, Parameters, Reader, run_alone
 from .replicas import History, PrimaryProbe, ReplicaProbe, ReplicaReader, note_commit
 from .service import ServiceSettings, read_service_settings
 from .settings import (
@@ -40,6 +44,7 @@ RETRY_DELAY = 0.02
 """Seconds, doubled at each attempt, within which a unit of work is begun again."""
 
 Result = TypeVar("Result")
+Ts = TypeVarTuple("Ts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +233,53 @@ class Database:
                 guard.begin()
         if self.replicas:
             await note_commit(self)
+
+    @overload
+    async def execute(
+        self, statement: TypedReturnsRows[*Ts], params: Parameters | None = None
+    ) -> Rows[*Ts]: ...
+    @overload
+    async def execute(
+        self, statement: Executable, params: Parameters | None = None
+    ) -> CursorResult[*tuple[Any, ...]]: ...
+    async def execute(self, statement: Executable, params: Parameters | None = None) -> Any:
+        """Run one statement as a transaction of its own: one round trip, where a session has three.
+
+        It is committed when this returns, whatever happens next. Many rows at once belong in a
+        session: SQLAlchemy may make several statements of them.
+        """
+        if self.replica_of is not None:
+            raise ReadOnly(self.name, "execute what may write", self.replica_of.name)
+        engine = self.engine.sync_engine
+        with commit_guard() as guard:
+            result = await greenlet_spawn(run_alone, engine, statement, params, guard.begin)
+        if self.replicas:
+            await note_commit(self)
+        return result
+
+    @asynccontextmanager
+    async def driver_connection(self) -> AsyncGenerator[Any]:
+        """Take the driver's own connection from the pool, as asyncpg's, until exit.
+
+        Each of its statements is a transaction, unless it is told otherwise; its errors are the
+        driver's, and replicas know nothing of its writes. One that is given back in a transaction
+        is closed.
+        """
+        connection = await greenlet_spawn(self._take_driver_connection)
+        driver: Any = connection.connection.driver_connection
+        is_in_transaction: Callable[[], bool] = getattr(driver, "is_in_transaction", bool)
+        before = is_in_transaction()  # As it is in the sandbox of a test.
+        try:
+            yield driver
+        finally:
+            if is_in_transaction() and not before:
+                connection.invalidate()
+            await greenlet_spawn(connection.close)
+
+    def _take_driver_connection(self) -> Connection:
+        connection = self.engine.sync_engine.connect().execution_options(**AUTOCOMMIT)
+        connection.begin()  # Sends nothing, but to the sandbox of a test.
+        return connection
 
     async def run_transaction(
         self, work: Callable[[AsyncSession], Awaitable[Result]], *, attempts: int = 3

@@ -1,16 +1,16 @@
-"""Reads that hold nothing: each takes a connection, asks once, and gives it back.
+"""Single statements, which hold nothing: each takes a connection, asks once, and gives it back.
 
-A transaction of one SELECT costs three round trips: BEGIN, SELECT, ROLLBACK. A reader works in
-AUTOCOMMIT, where it is one; and in one greenlet, where SQLAlchemy's asyncio classes start one for
-each of their methods.
+A transaction of one statement costs three round trips: BEGIN, the statement, COMMIT or ROLLBACK. In
+AUTOCOMMIT it is one; and all of it is done in one greenlet, where SQLAlchemy's asyncio classes
+start one for each of their methods.
 """
 
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
 
-from sqlalchemy import Executable, Result, ScalarResult, TextClause
+from sqlalchemy import Engine, Executable, Result, ScalarResult, TextClause
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncResult, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.interfaces import ORMOption
@@ -26,6 +26,8 @@ Ts = TypeVarTuple("Ts")
 
 Parameters = Mapping[str, Any]
 
+# Set on each connection: an engine of its own would not see listeners that are added later.
+AUTOCOMMIT: Mapping[str, Any] = {"isolation_level": "AUTOCOMMIT"}
 WRITES = re.compile(r"\s*(insert|update|delete|merge|create|alter|drop|truncate)\b", re.IGNORECASE)
 
 
@@ -44,7 +46,6 @@ class Reader:
         self._name = name
         self._writer = writer or name
         self._engine = engine
-        self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT").sync_engine
 
     @overload
     async def execute(
@@ -108,14 +109,11 @@ class Reader:
         return self._stream(statement, params)
 
     def _execute(self, statement: Executable, params: Parameters | None) -> Result[Any]:
-        if is_plain(statement):  # What an ORM session adds costs a quarter of the call.
-            with self._autocommit.connect() as connection:
-                return connection.execute(statement, params).freeze()()
-        with Session(self._autocommit) as session:
-            return session.execute(statement, params, execution_options={"prebuffer_rows": True})
+        return run_alone(self._engine.sync_engine, statement, params)
 
     def _get(self, entity: type[T], ident: Any, options: Sequence[ORMOption]) -> T | None:
-        with Session(self._autocommit) as session:
+        with Session(self._engine.sync_engine) as session:
+            session.connection(execution_options=AUTOCOMMIT)
             return session.get(entity, ident, options=options)
 
     @asynccontextmanager
@@ -123,9 +121,8 @@ class Reader:
         self, statement: Executable, params: Parameters | None
     ) -> AsyncGenerator[AsyncResult[Any]]:
         # PostgreSQL's cursors live in transactions; SQLite's BEGIN would queue behind a writer.
-        options = {"isolation_level": "AUTOCOMMIT"}
-        if self._engine.dialect.name == "postgresql":
-            options = {"postgresql_readonly": True}
+        is_postgresql = self._engine.dialect.name == "postgresql"
+        options = {"postgresql_readonly": True} if is_postgresql else AUTOCOMMIT
         async with AsyncSession(self._engine) as session:
             await session.connection(execution_options=options)
             yield await session.stream(statement, params)
@@ -148,18 +145,40 @@ class Reader:
             raise AttributeError(f"a Reader has no attribute {name!r}")
 
 
+def run_alone(
+    engine: Engine,
+    statement: Executable,
+    params: Parameters | None,
+    begin: Callable[[], None] = lambda: None,
+) -> Any:
+    """Run a statement in AUTOCOMMIT, in a greenlet; `begin` is called once it may begin.
+
+    The drivers' adapters fetch all rows with the statement, so that the result outlives the
+    connection's return.
+    """
+    if is_plain(statement):  # What an ORM session adds costs a quarter of the call.
+        with engine.connect().execution_options(**AUTOCOMMIT) as connection:
+            begin()
+            return connection.execute(statement, params)
+    with Session(engine) as session:
+        session.connection(execution_options=AUTOCOMMIT)
+        begin()
+        return session.execute(statement, params, execution_options={"prebuffer_rows": True})
+
+
 def is_plain(statement: Any) -> bool:
     """Whether a statement gives the same rows with and without an ORM session.
 
-    That is a SELECT of columns, each of which is named in its table as in its class.
+    That is one which returns columns, each of which is named in its table as in its class.
     """
-    return (
-        statement.__visit_name__ == "select"
-        and not statement._with_options  # noqa: SLF001
-        and all(
-            isinstance(column, ColumnElement) and not is_renamed(column)
-            for column in statement._raw_columns  # noqa: SLF001
-        )
+    if statement.is_dml:
+        columns = statement._returning  # noqa: SLF001
+    elif statement.__visit_name__ == "select":
+        columns = statement._raw_columns  # noqa: SLF001
+    else:
+        return False
+    return not statement._with_options and all(  # noqa: SLF001
+        isinstance(column, ColumnElement) and not is_renamed(column) for column in columns
     )
 
 

@@ -54,13 +54,14 @@ class Sandbox:
         self._dialect.do_begin = self._do_begin
         self._dialect.do_commit = self._do_commit
         self._dialect.do_rollback = self._do_rollback
+        # Not listeners: whoever listens, as a fixture that slows statements down, comes first.
+        self._dialect.do_execute = self._execute
+        self._dialect.do_executemany = self._execute_many
+        self._dialect.do_execute_no_params = self._execute_no_params
         self._dialect.set_isolation_level = self._set_isolation_level
         self._dialect.reset_isolation_level = self._reset_isolation_level
         if event.contains(engine.sync_engine, "begin", begin_sqlite):
             event.remove(engine.sync_engine, "begin", begin_sqlite)
-        event.listen(engine.sync_engine, "do_execute", self._execute)
-        event.listen(engine.sync_engine, "do_executemany", self._execute_many)
-        event.listen(engine.sync_engine, "do_execute_no_params", self._execute_no_params)
 
     async def end(self, engine: AsyncEngine) -> str | None:
         """Roll back; return what went wrong."""
@@ -129,17 +130,16 @@ class Sandbox:
 
     # Statements
 
-    def _execute(self, cursor: Any, statement: str, parameters: Any, _context: Any) -> bool:
-        return self._run(statement, cursor.execute, parameters)
+    def _execute(self, cursor: Any, statement: str, parameters: Any, _: Any = None) -> None:
+        self._run(statement, cursor.execute, parameters)
 
-    def _execute_many(self, cursor: Any, statement: str, parameters: Any, _context: Any) -> bool:
-        return self._run(statement, cursor.executemany, parameters)
+    def _execute_many(self, cursor: Any, statement: str, parameters: Any, _: Any = None) -> None:
+        self._run(statement, cursor.executemany, parameters)
 
-    def _execute_no_params(self, cursor: Any, statement: str, _context: Any) -> bool:
-        return self._run(statement, cursor.execute)
+    def _execute_no_params(self, cursor: Any, statement: str, _: Any = None) -> None:
+        self._run(statement, cursor.execute)
 
-    def _run(self, statement: str, execute: Callable[..., object], *parameters: object) -> bool:
-        """Run a statement for SQLAlchemy if need be; return whether that is done."""
+    def _run(self, statement: str, execute: Callable[..., object], *parameters: object) -> None:
         if found := CONTROL.match(statement):
             word = found[1].upper()
             line = " <- ".join(calling_lines())
@@ -147,7 +147,8 @@ class Sandbox:
                 REFUSED.format(name=self.name, statement=word, line=line, committed=COMMITTED)
             )
         if self._begun is None or self._autocommit is not self._begun:
-            return False
+            execute(statement, *parameters)
+            return
         # What fails in AUTOCOMMIT undoes itself alone.
         run(self._begun, "SAVEPOINT in_sandbox")
         try:
@@ -157,7 +158,6 @@ class Sandbox:
             raise
         self._committed = True
         run(self._begun, "RELEASE SAVEPOINT in_sandbox")
-        return True
 
 
 def run(connection: Any, *statements: str) -> None:
