@@ -20,14 +20,14 @@ from variants import VARIANTS
 
 BIN = Path(sys.executable).parent
 VARIANT = {each.name: each for each in VARIANTS}
-DEPLOYED = ["default", "four-databases", "postgresql-gitlab"]
+DEPLOYED = ["default", "four-databases", "replicas", "postgresql-gitlab"]
 
 pytestmark = pytest.mark.xdist_group("deployment")
 
 
 @pytest.fixture
 def services(render: Renderer) -> list[Service]:
-    """Return a service on one server, one on four databases, and one for GitLab: read only."""
+    """Return services on one server, four databases, replicas, and one for GitLab: read only."""
     return [render(**VARIANT[name].answers) for name in DEPLOYED]
 
 
@@ -47,7 +47,7 @@ def test_hadolint_finds_nothing(services: list[Service]) -> None:
 def test_manifests_are_kubernetes(services: list[Service]) -> None:
     manifests = [path for each in services for path in each.path.glob("deploy/*.yaml")]
 
-    assert len(manifests) == 2 + 3 + 2  # SQLite has a volume.
+    assert len(manifests) == 2 + 3 + 3 + 2  # SQLite has a volume.
     accepted(BIN / "kubernetes-validate", "--strict", *manifests)
 
 
@@ -92,6 +92,12 @@ def test_manifests_say_how_many_connections_they_need(services: list[Service]) -
     assert said == [
         [("primary", "3 x (10 + 1) = 33")],
         [("primary", "1 x (10 + 1) = 11"), ("analytics", "1 x (2 + 1) = 3")],
+        [
+            ("primary", "1 x (10 + 1) = 11"),
+            ("analytics", "1 x (10 + 1) = 11"),
+            ("near", "1 x (5 + 1) = 6"),
+            ("reports", "1 x (10 + 1) = 11"),
+        ],
         [("primary", "3 x (10 + 1) = 33")],
     ]
 
