@@ -94,7 +94,7 @@ async def test_caller_waits_no_longer_than_the_timeout_and_is_told_the_numbers()
     with pytest.raises(PoolTimeout) as caught:
         await callers[0]
 
-    assert str(caught.value) == (
+    assert str(caught.value).partition("\n  held by")[0] == (
         "primary: no connection within 5 s: 2 of 2 in use, 0 idle, 0 connecting, 1 waiting,"
         " the oldest for 5.00 s\n"
         "  1. Look for what holds connections: a handler that waits for something else"

@@ -9,10 +9,11 @@ from .health import health_router
 from .logs import log_requests
 from .page import Pages
 from .replicas import ReadYourWrites
+from .telemetry import metrics_router
 
 
 def install(app: FastAPI, databases: Databases) -> None:
-    """Add health, the page of the pools, responses for database errors, and a log of requests.
+    """Add health, metrics, the page of the pools, responses for database errors, and a log.
 
     Requests whose client has left are ended.
     """
@@ -22,5 +23,6 @@ def install(app: FastAPI, databases: Databases) -> None:
     app.add_middleware(CancelOnDisconnect)
     app.include_router(health_router(databases))
     app.router.routes.append(Pages(databases))
+    app.include_router(metrics_router(databases))
     add_exception_handlers(app)
     log_requests(app)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar, TypeVarTuple, Unpack, overload
@@ -18,6 +18,7 @@ from sqlalchemy.sql.selectable import TypedReturnsRows
 from sqlalchemy.util import greenlet_spawn
 
 from .budget import Claim, excesses
+from .detectors import Detectors
 from .disconnects import commit_guard
 from .engine import create_engine, hosts
 from .errors import NotConfigured, NotOpen, ReadOnly, Unreachable
@@ -36,7 +37,9 @@ from .settings import (
     read_settings,
 )
 from .sqlstates import is_retryable, sqlstate
+from .telemetry import log_pools, observed
 from .urls import Dialect
+from .watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +95,7 @@ class Database:
         self.origins: dict[str, str] = {}
         """Where each setting comes from: `environment`, `.env`, `declared` or `default`."""
         self._opened: Opened | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._here: ContextVar[Opened | None] = ContextVar(f"{name} here", default=None)
 
     def __repr__(self) -> str:
@@ -204,6 +208,8 @@ class Database:
         self._opened = self.make(settings)
         self.origins = origins(self.env_prefix, self.declared)
         await self.probe.start()
+        detectors = Detectors(lambda: self.pool, settings.leak_after, self.env_prefix)
+        self._watching = asyncio.create_task(detectors.run(), name=f"detectors of {self.name}")
         wait = self.probe.is_up or settings.required_at_start
         try:
             await self.pool.warm(settings.min_ready, settings.connect_timeout if wait else 0)
@@ -216,6 +222,8 @@ class Database:
         if (opened := self._opened) is None:
             return
         await opened.probe.stop()
+        if self._watching is not None:
+            self._watching.cancel()
         taken = await self.pool.drain(opened.settings.drain_timeout)
         if taken:
             logger.warning("%s: %d connections were still in use, and are closed", self.name, taken)
@@ -383,11 +391,28 @@ class Databases(Mapping[str, Database]):
                 if outcome is not None:
                     raise outcome
             self._compare_with_budget()
-            with notice_sigterm(self._stop, self.service.shutdown_delay):
+            with self._watched(), notice_sigterm(self._stop, self.service.shutdown_delay):
                 yield self
         finally:
             # All at once: one that drains slowly takes nothing from the others' time.
             await asyncio.gather(*(database.stop() for database in self.values()))
+
+    @contextmanager
+    def _watched(self) -> Generator[None]:
+        """Tell what the pools do, and what blocks the event loop."""
+        log = asyncio.create_task(log_pools(self, self.service.pools_log_interval))
+        after = self.service.blocked_loop_after
+        watching = Watchdog(after, self._in_use).watching() if after else nullcontext()
+        try:
+            with observed(self), watching:
+                yield
+        finally:
+            log.cancel()
+
+    def _in_use(self) -> str:
+        return ", ".join(
+            f"{each.pool.checkedout()} of {each.name}" for each in self.values() if each.is_open
+        )
 
     def _compare_with_budget(self) -> None:
         """Warn of limits of the servers that all processes together can exceed."""

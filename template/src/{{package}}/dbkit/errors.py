@@ -15,12 +15,16 @@ from collections.abc import Sequence
 
 from sqlalchemy import exc
 
+from .usage import Holder
+
 
 class DatabaseError(Exception):
     """Base of every error that this package raises; its message begins with the database."""
 
     retry_after: float = 1.0
     """Seconds after which trying again may help, where time may cure the state at all."""
+    holders: Sequence[Holder] = ()
+    """Who held the connections of the pool, the longest first, when that is why."""
 
     @property
     def database(self) -> str:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
 from .errors import DatabaseError, PoolClosed, PoolOverloaded, PoolTimeout, Unreachable
+from .page.access import is_closed, may_see
 from .sqlstates import answer, sqlstate
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+    holders: list[str] | None = None
+    """Who holds the connections of the pool, the longest first; only for who may see it."""
 
 
 class ProblemResponse(JSONResponse):
@@ -36,13 +39,16 @@ class ProblemResponse(JSONResponse):
     media_type = "application/problem+json"
 
 
-def problem(status: int, detail: str, *, retry_after: float = 1) -> ProblemResponse:
+def problem(
+    status: int, detail: str, *, retry_after: float = 1, holders: list[str] | None = None
+) -> ProblemResponse:
     """Make the response that says what went wrong; a 503 also in how many seconds to try again."""
-    body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
+    title = HTTPStatus(status).phrase
+    body = Problem(title=title, status=status, detail=detail, holders=holders)
     headers = None
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers = {"Retry-After": str(ceil(retry_after))}
-    return ProblemResponse(body.model_dump(), status, headers)
+    return ProblemResponse(body.model_dump(exclude_none=True), status, headers)
 
 
 def declare(description: str, **headers: str) -> dict[str, Any]:
@@ -85,13 +91,23 @@ async def database_failed(_request: Request, error: Exception) -> JSONResponse:
     return problem(found.status, f"{database}: {found.detail}")
 
 
-async def database_unavailable(_request: Request, error: Exception) -> JSONResponse:
-    """Answer for a state of ours: time may cure it, unless it is our own mistake."""
+async def database_unavailable(request: Request, error: Exception) -> JSONResponse:
+    """Answer for a state of ours: time may cure it, unless it is our own mistake.
+
+    Routes and lines are for whoever may see /pools: the public is not told who holds what.
+    """
     # The pool has logged the beginning of the overload or the outage, and will log its end.
     for state, detail in UNAVAILABLE.items():
         if isinstance(error, state):
-            text = f"{error.database}: {detail}"
-            return problem(HTTPStatus.SERVICE_UNAVAILABLE, text, retry_after=error.retry_after)
+            token: str = request.app.state.databases.service.pools_token
+            open_ = not is_closed(token) and may_see(request, token)
+            shown = [str(each) for each in error.holders] if open_ else None
+            return problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"{error.database}: {detail}",
+                retry_after=error.retry_after,
+                holders=shown or None,
+            )
     raise error
 
 

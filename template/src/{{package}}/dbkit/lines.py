@@ -46,11 +46,12 @@ def line_of(function: Callable[..., object]) -> str:
 
 
 def lines_of(frames: Iterable[FrameType]) -> tuple[str, ...]:
-    """Write the first frames that are in the service's own files."""
+    """Write the first frames that are in functions of the service's own files."""
     lines: list[str] = []
     for frame in frames:
         code = frame.f_code
-        if code.co_filename.endswith(".py") and not code.co_filename.startswith(NOT_OURS):
+        ours = code.co_filename.endswith(".py") and not code.co_filename.startswith(NOT_OURS)
+        if ours and code.co_name != "<module>":
             lines.append(f"{shorten(code.co_filename)}:{frame.f_lineno} in {code.co_name}")
             if len(lines) == SHOWN:
                 break

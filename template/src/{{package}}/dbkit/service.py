@@ -23,6 +23,12 @@ class ServiceSettings(BaseModel):
     """Instances that run beside them while a new version is deployed."""
     pools_token: str = Field(default="", min_length=16, repr=False)
     """Opens the page of the pools, /pools; a secret of 16 characters or more."""
+    metrics_token: str = Field(default="", min_length=16, repr=False)
+    """Opens /metrics for Prometheus; a secret of 16 characters or more."""
+    pools_log_interval: float = Field(default=0, ge=0, le=86400)
+    """Seconds between two lines that the log has of each pool; 0 is never."""
+    blocked_loop_after: float = Field(default=0.5, ge=0, le=60)
+    """Seconds of a blocked event loop after which the line that blocks it is logged; 0 is never."""
     silenced_checks: str = ""
     """Ids of findings that `manage.py check` leaves out, with commas between them."""
 

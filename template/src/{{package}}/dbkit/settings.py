@@ -59,6 +59,7 @@ class Declared(TypedDict, total=False):
     max_waiting: int
     breaker_threshold: int
     drain_timeout: float
+    leak_after: float
     connect_timeout: float
     statement_timeout: float
     lock_timeout: float
@@ -119,6 +120,8 @@ class DatabaseSettings(BaseModel):
     """Failures to connect, in a row, after which requests are refused at once."""
     drain_timeout: float = Field(default=10, ge=0, le=3600)
     """Seconds that connections in use are given when the service stops."""
+    leak_after: float = Field(default=30, ge=0, le=86400)
+    """Seconds after which a connection in use is logged with its route and line; 0 is never."""
     connect_timeout: float = Field(default=5, ge=0.1, le=300)
     """Seconds to wait for the server to accept a connection."""
     statement_timeout: float = Field(default=30, ge=0, le=86400)

@@ -37,7 +37,16 @@ current_scope: ContextVar[Scope | None] = ContextVar("current_scope", default=No
 class Use:
     """One checkout, from hand-out to return. Times are monotonic, or seconds."""
 
-    __slots__ = ("in_sql", "scope", "since", "sql_since", "statements", "task", "waited")
+    __slots__ = (
+        "in_sql",
+        "returned",
+        "scope",
+        "since",
+        "sql_since",
+        "statements",
+        "task",
+        "waited",
+    )
 
     def __init__(
         self, task: asyncio.Task[Any] | None, scope: Scope | None, since: float, waited: float
@@ -50,6 +59,12 @@ class Use:
         self.in_sql = 0.0
         self.sql_since: float | None = None
         """When the statement that runs now began."""
+        self.returned: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether its task has ended: then nothing will return the connection."""
+        return self.task is None or self.task.done()
 
 
 @dataclass(frozen=True)
@@ -85,7 +100,8 @@ class Holder:
         name = self.route or f"task {self.task}"
         text = f"{name} for {self.held:.2f} s, {self.in_sql:.2f} s of it in SQL"
         if self.where:
-            text += f", {'ended, from' if self.ended else 'now at'} {' <- '.join(self.where)}"
+            text += ", now at " if not self.ended else "; its task has ended, it began at "
+            text += " <- ".join(self.where)
         return f"{text} [{self.request_id}]" if self.request_id else text
 
 
@@ -128,8 +144,16 @@ class Usage:
         """Returned connections by the seconds for which they were held, as in `BUCKETS`."""
         self.nested = 0
         """Checkouts by tasks that held a connection already."""
-        self.observe: Callable[[float, float], None] | None = None
-        """Told of each return: seconds waited, seconds held."""
+        self.leaks = 0
+        """Connections that were held for longer than `leak_after`."""
+        self.idle_holds = 0
+        """Times that a route was named for holding a connection for nothing."""
+        self.connects: dict[str, int] = {}
+        """Connections opened, by what for."""
+        self.on_connect: Callable[[float], None] | None = None
+        self.on_wait: Callable[[float], None] | None = None
+        self.on_return: Callable[[float], None] | None = None
+        """Told of the seconds that each took; None costs nothing."""
         self._holding: dict[asyncio.Task[Any] | None, ConnectionPoolEntry] = {}
         self._warned: set[str] = set()
 
@@ -150,6 +174,7 @@ class Usage:
             return
         if self._holding.get(use.task) is record:
             del self._holding[use.task]
+        use.returned = now
         held = now - use.since
         self.buckets[bisect_left(BUCKETS, held)] += 1
         name = route_of(use.scope) or NO_ROUTE
@@ -157,13 +182,20 @@ class Usage:
         route.add(use, held)
         if use.scope is not None and (uses := use.scope.get(USES)) is not None:
             (uses.get(self.name) or uses.setdefault(self.name, RouteUse())).add(use, held)
-        if self.observe is not None:
-            self.observe(use.waited, held)
+        if self.on_wait is not None and self.on_return is not None:
+            self.on_wait(use.waited)
+            self.on_return(held)
 
     def _add_route(self, name: str) -> RouteUse:
         return self.routes.setdefault(
             name if len(self.routes) < MOST_ROUTES else OTHERS, RouteUse()
         )
+
+    def opened(self, reason: str, seconds: float) -> None:
+        """Note that a connection was opened."""
+        self.connects[reason] = self.connects.get(reason, 0) + 1
+        if self.on_connect is not None:
+            self.on_connect(seconds)
 
     def ask(self, task: asyncio.Task[Any] | None) -> None:
         """Warn, once for each route, of a task that holds a connection and asks for another."""
@@ -191,8 +223,7 @@ class Usage:
 def holder_of(database: str, use: Use, now: float) -> Holder:
     """Describe who holds a connection."""
     running = 0.0 if use.sql_since is None else now - use.sql_since
-    ended = use.task is None or use.task.done()
-    where = () if use.task is None or ended else waiting_lines(use.task)
+    where = waiting_lines(use.task) if use.task else ()
     endpoint = (use.scope or {}).get("endpoint")
     if not where and endpoint is not None:
         where = (line_of(endpoint),)
@@ -205,7 +236,7 @@ def holder_of(database: str, use: Use, now: float) -> Holder:
         in_sql=use.in_sql + running,
         statements=use.statements,
         where=where,
-        ended=ended,
+        ended=use.ended,
         use=use,
     )
 

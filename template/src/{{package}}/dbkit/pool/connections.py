@@ -136,18 +136,18 @@ class Connections:
             else:
                 self.ping(slot)
         while wanted > 0 and self._may_connect():
-            self._start_connect()
+            self._start_connect("waiter")
             wanted -= 1
 
     def hedge(self, waiting: int) -> None:
         """Connect for waiters whose pings take long, as far as there is room."""
         while waiting > len(self._connects) and self._may_connect():
-            self._start_connect()
+            self._start_connect("slow ping")
 
     def refill(self) -> None:
         """Connect until `min_ready` connections are open."""
         while self.open - len(self._closing) < self.min_ready and self._may_connect():
-            self._start_connect()
+            self._start_connect("min_ready")
 
     def refill_later(self) -> None:
         """Replace what was lost, when nobody waits for it."""
@@ -159,12 +159,12 @@ class Connections:
     def _may_connect(self) -> bool:
         return self.breaker.state == "closed" and self.open < self.options.limit
 
-    def _start_connect(self) -> None:
-        task = self._background.spawn(self._connect())
+    def _start_connect(self, reason: str) -> None:
+        task = self._background.spawn(self._connect(reason))
         self._connects.add(task)
         task.add_done_callback(self._connects.discard)  # If it is cancelled before it begins.
 
-    async def _connect(self) -> None:
+    async def _connect(self, reason: str) -> None:
         began = monotonic()
         task = cast("asyncio.Task[None]", asyncio.current_task())
         record: ConnectionPoolEntry | None = None
@@ -177,7 +177,9 @@ class Connections:
             self._connects.discard(task)
             if record:
                 self.counters.connects += 1
-                self.counters.connect_seconds += monotonic() - began
+                seconds = monotonic() - began
+                self.counters.connect_seconds += seconds
+                self.usage.opened(reason, seconds)
                 self._note_answer()
                 self._hooks.ready(self.admit(record))
             self._hooks.changed()
@@ -222,7 +224,7 @@ class Connections:
             self.breaker.succeed()  # Nobody is left to try for.
         elif self.open < self.options.limit:
             self.breaker.probe()
-            self._start_connect()
+            self._start_connect("outage")
         else:  # Every connection is in use: the next that is returned will be pinged.
             self._background.later("probe", SHORTEST_REST, self._probe)
 

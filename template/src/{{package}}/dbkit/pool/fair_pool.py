@@ -11,8 +11,9 @@ subclasses; `tests/dbkit/test_pool_contract.py` in the template holds SQLAlchemy
 
 from asyncio import current_task, get_running_loop, wait
 from dataclasses import asdict, replace
+from math import inf
 from time import monotonic
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import Dialect
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
@@ -20,13 +21,18 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from ..errors import PoolClosed, PoolOverloaded, PoolTimeout, Unreachable
-from ..usage import Holder, holder_of, use_of
+from ..usage import SHOWN_HOLDERS, Holder, Use, holder_of, use_of
 from .background import Background
 from .connections import CLOSE_TIMEOUT, HEDGE_DELAY, Connections, Hooks
 from .options import PoolOptions
 from .slots import Slot
 from .status import OverloadLog, PoolStatus, overloaded, timed_out, unreachable
 from .waiters import Waiter, WaitQueue
+
+BLAME_FOR = 1.0
+"""Seconds for which errors name the same holders: there may be thousands a second."""
+
+Refused = TypeVar("Refused", PoolTimeout, PoolOverloaded)
 
 
 class FairPool(Pool):
@@ -100,6 +106,9 @@ class FairPool(Pool):
         self._ping_after = ping_after
         self._suspended = False
         self._closed = False
+        self._blamed: tuple[Holder, ...] = ()
+        self._blame = ""
+        self._blamed_at = -inf
         self._overloads = OverloadLog(self._background, describe=self.status)
 
     # The contract with sqlalchemy.pool.Pool
@@ -275,9 +284,17 @@ class FairPool(Pool):
     def holders(self, count: int | None = None) -> list[Holder]:
         """Describe who holds connections, for the longest time first; `count` at the most."""
         now = monotonic()
+        return [holder_of(self.name, use, now) for use in self.uses()[:count]]
+
+    @property
+    def min_ready(self) -> int:
+        """Connections that are kept open, at the least."""
+        return self._connections.min_ready
+
+    def uses(self) -> list[Use]:
+        """Return the checkouts under way, the longest first; their holders cost 30 us each."""
         uses = [use for record in tuple(self._slots) if (use := use_of(record)) is not None]
-        uses.sort(key=lambda use: use.since)
-        return [holder_of(self.name, use, now) for use in uses[:count]]
+        return sorted(uses, key=lambda use: use.since)
 
     def suspect(self) -> None:
         """Ping every connection before it is used again: one has just failed somebody.
@@ -460,14 +477,23 @@ class FairPool(Pool):
     def _timed_out(self, now: float) -> PoolTimeout:
         self._connections.counters.timeouts += 1
         text = timed_out(self.snapshot(), self.options.timeout, self.options.env_prefix)
-        self._overloads.note(now, text)
-        return PoolTimeout(text)
+        return self._with_holders(PoolTimeout, text, now)
 
     def _overloaded(self, now: float, waited: float) -> PoolOverloaded:
         self._connections.counters.shed += 1
         text = overloaded(self.snapshot(), waited, self.options.env_prefix)
-        self._overloads.note(now, text)
-        return PoolOverloaded(text)
+        return self._with_holders(PoolOverloaded, text, now)
+
+    def _with_holders(self, state: type[Refused], text: str, now: float) -> Refused:
+        """Make an error that names who holds the connections, as it was a second ago at most."""
+        if now - self._blamed_at >= BLAME_FOR:
+            self._blamed_at = now
+            self._blamed = tuple(self.holders(SHOWN_HOLDERS))
+            self._blame = "".join(f"\n  held by {each}" for each in self._blamed)
+        error = state(text + self._blame)
+        error.holders = self._blamed
+        self._overloads.note(now, str(error))
+        return error
 
     def _unreachable(self, now: float) -> Unreachable:
         breaker = self._connections.breaker

@@ -1,0 +1,95 @@
+"""The causes of an exhausted pool, planted in a service: each is named by route and line."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from rendering import Renderer
+from running import copy_of, running, wait_until
+
+FAULTS = """\
+import asyncio
+import time
+
+from fastapi import APIRouter
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from .databases.primary import PrimarySession, primary
+
+router = APIRouter(prefix="/faults")
+kept: list[AsyncSession] = []
+
+
+@router.get("/forget/{number}")
+async def forget(number: int) -> None:
+    session = AsyncSession(primary.engine)
+    kept.append(session)
+    await session.execute(text("select 1"))
+
+
+@router.get("/sleep")
+async def sleep(session: PrimarySession) -> None:
+    await session.execute(text("select 1"))
+    await asyncio.sleep(5)
+
+
+@router.get("/block")
+async def block() -> None:
+    time.sleep(2)
+"""
+
+pytestmark = pytest.mark.xdist_group("diagnosing")
+
+
+def line_of(text: str) -> str:
+    """Name the line of the planted module that begins with a text, as messages do."""
+    lines = FAULTS.splitlines()
+    (number,) = (at for at, line in enumerate(lines, 1) if line.strip().startswith(text))
+    return f"src/my_service/faults.py:{number}"
+
+
+def test_each_fault_is_named_in_the_log_and_in_the_503(render: Renderer, tmp_path: Path) -> None:
+    folder = copy_of(render(), tmp_path)
+    (folder / "src/my_service/faults.py").write_text(FAULTS)
+    main = folder / "src/my_service/main.py"
+    main.write_text(
+        f"{main.read_text()}\n\nfrom .faults import router\n\napp.include_router(router)\n"
+    )
+    settings = {
+        "DATABASE_POOL_SIZE": "2",
+        "DATABASE_POOL_TIMEOUT": "0.2",
+        "DATABASE_LEAK_AFTER": "2",
+    }
+    with running(folder, **settings) as service, ThreadPoolExecutor() as threads:
+        service.client.get("/faults/forget/7").raise_for_status()
+        slow = threads.submit(service.client.get, "/faults/sleep")
+        wait_until(lambda: service.status("/items") == 503, "no connection is left")
+        forgets, sleeps = service.client.get("/items").json()["holders"]
+        assert slow.result().status_code == 200
+        assert service.client.get("/faults/block").status_code == 200
+        wait_until(lambda: "the event loop goes on" in service.log, "said what blocked")
+        wait_until(lambda: "returned its connection" in service.log, "said what came back")
+        said = service.log.splitlines()
+
+    def line_with(words: str) -> str:
+        return next(each for each in said if words in each)
+
+    route, line = "GET /faults/forget/{number} for", line_of('@router.get("/forget')
+    assert route in forgets
+    assert line in forgets
+    assert route in line_with("DATABASE_LEAK_AFTER")
+    assert line in line_with("DATABASE_LEAK_AFTER")
+
+    route, line = "GET /faults/sleep for", f"now at {line_of('await asyncio.sleep(5)')} in sleep"
+    assert route in sleeps
+    assert line in sleeps
+    assert route in line_with("the database has nothing to do")
+    assert line in line_with("the database has nothing to do")
+
+    blocks = line_with("the event loop is blocked")
+    assert "by GET /faults/block, at" in blocks
+    assert f"{line_of('time.sleep(2)')} in block;" in blocks
+
+    assert "no connection within 0.2 s" in service.log
+    assert "held by GET /faults/sleep for" in service.log
