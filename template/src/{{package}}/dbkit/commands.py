@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
 from . import checks, migrations, pools, reloading
+from . import inspectdb as inspection
 from .credentials import TLS_PARAMETERS, Credentials
 from .database import Database, Databases
 from .embedded import EmbeddedPostgres, find_binaries
@@ -99,7 +100,8 @@ def manage(databases: Databases, *, app: str, root: Path) -> typer.Typer:
         context.obj = service
         os.chdir(service.root)
 
-    for command in (check, migrate, makemigrations, showmigrations, dbshell, runserver):
+    schema = (migrate, makemigrations, showmigrations, inspectdb)
+    for command in (check, *schema, dbshell, runserver):
         cli.command()(command)
     cli.add_typer(pools.cli, name="pools")
     return cli
@@ -219,6 +221,22 @@ def showmigrations(context: typer.Context, database: DatabaseOption = None) -> N
             for migration in asyncio.run(migrations.history(each)):
                 mark = "x" if migration.applied else " "
                 typer.echo(f" [{mark}] {migration.revision} {migration.message}")
+
+
+def inspectdb(
+    context: typer.Context,
+    database: Annotated[
+        str, typer.Option("--database", metavar="NAME", help="The database to look into.")
+    ],
+    table: Annotated[
+        list[str] | None, typer.Option(metavar="TABLE", help="Only this table; may be repeated.")
+    ] = None,
+) -> None:
+    """Print models for the tables that a database has."""
+    service: Service = context.obj
+    (chosen,) = service.selected(database)
+    with development_servers([chosen]):
+        typer.echo(asyncio.run(inspection.inspect(chosen, table or ())), nl=False)
 
 
 def dbshell(context: typer.Context, database: DatabaseOption = None) -> None:
