@@ -94,8 +94,12 @@ def test_the_first_database_alone_has_the_items(render: Renderer) -> None:
 @pytest.mark.parametrize(
     ("question", "answer", "added"),
     [
-        ("ci", "github", {".github/workflows/ci.yml"}),
-        ("ci", "gitlab", {".gitlab-ci.yml"}),
+        (
+            "ci",
+            "github",
+            {".github/workflows/ci.yml", ".github/workflows/template.yml", "renovate.json"},
+        ),
+        ("ci", "gitlab", {".gitlab-ci.yml", "renovate.json"}),
         ("containers", True, CONTAINERS),
         ("licence", "MIT", {"LICENSE"}),
         ("licence", "Apache-2.0", {"LICENSE"}),
