@@ -6,9 +6,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from faults.faults import Site, site
-
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- where Linux has a tmpfs
+from faults.faults import MEMORY, Site, site
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +18,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     """Make a folder in memory where there is some, else on disk."""
-    with TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as folder:
+    with TemporaryDirectory(dir=MEMORY) as folder:
         yield Path(folder)
 
 

@@ -13,6 +13,8 @@ from replication import Server
 from sqlalchemy import NullPool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+MEMORY = next(filter(Path.is_dir, [Path("/dev/shm")]), None)  # noqa: S108 -- ours in it is 0700
+"""Where Linux has a tmpfs."""
 OUTAGE = 1.5
 """Seconds for which something does not answer."""
 TERMINATE = """
