@@ -3,12 +3,16 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from jinja2 import Environment
+from mariadb import MariaDB, running_mariadb
 from pytest_copie.plugin import Copie
 from rendering import ROOT, Renderer, commit_all
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux has a tmpfs
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -78,3 +82,14 @@ def template_repository(template: Path, tmp_path_factory: pytest.TempPathFactory
 def render(copie_session: Copie, template: Path) -> Renderer:
     """Return the function that renders services: `render(ci="none").path`."""
     return Renderer(copie_session, template)
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    """Run a MariaDB, one for each worker that needs one."""
+    room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 1 << 30
+    with (
+        TemporaryDirectory(dir=SHARED_MEMORY if room else None) as directory,
+        running_mariadb(Path(directory)) as server,
+    ):
+        yield server

@@ -8,6 +8,7 @@ from running import (
     RunningService,
     copy_of,
     is_alive,
+    manage,
     running,
     wait_until,
     write_and_read,
@@ -23,11 +24,18 @@ def variant(request: pytest.FixtureRequest) -> Variant:
 
 @pytest.fixture(scope="module")
 def service(
-    variant: Variant, render: Renderer, tmp_path_factory: pytest.TempPathFactory
+    variant: Variant,
+    render: Renderer,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Iterator[RunningService]:
     """Run a variant, for all its tests; it is ready."""
     folder = copy_of(render(**variant.answers), tmp_path_factory.mktemp("boot"))
-    with running(folder) as service:
+    variables = variant.variables(request)
+    for name in variant.names_on("mysql"):  # runserver migrates what it starts itself.
+        done = manage(folder, "migrate", "--database", name, variables=variables)
+        assert done.returncode == 0, done.stdout
+    with running(folder, **variables) as service:
         yield service
 
 
@@ -75,8 +83,7 @@ def test_stops_at_sigterm_and_leaves_nothing_running(
 ) -> None:
     """The last of a variant's tests."""
     postgres = service.postgres
-    databases = variant.answers.get("databases", [{"engine": "postgresql"}])
-    assert (postgres is not None) == any(each["engine"] == "postgresql" for each in databases)
+    assert (postgres is not None) == bool(variant.names_on("postgresql"))
 
     assert service.stop() == 0, service.log
 

@@ -28,10 +28,21 @@ def variant(request: pytest.FixtureRequest) -> Variant:
 
 
 @pytest.fixture(scope="module")
-def folder(variant: Variant, render: Renderer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def variables(variant: Variant, request: pytest.FixtureRequest) -> dict[str, str]:
+    """Return the environment of a variant's commands."""
+    return variant.variables(request)
+
+
+@pytest.fixture(scope="module")
+def folder(
+    variant: Variant,
+    variables: dict[str, str],
+    render: Renderer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """Return a copy of a variant, migrated, for all its tests."""
     folder = copy_of(render(**variant.answers), tmp_path_factory.mktemp("own"))
-    done = manage(folder, "migrate")
+    done = manage(folder, "migrate", variables=variables)
     assert done.returncode == 0, done.stdout
     return folder
 
@@ -53,28 +64,30 @@ def test_python_is_that_of_its_representative(variant: Variant, render: Renderer
 
 
 @of_each_python
-def test_checks_find_nothing(variant: Variant, folder: Path) -> None:
-    done = manage(folder, "check", "--fail-level", "warning")
+def test_checks_find_nothing(variant: Variant, folder: Path, variables: dict[str, str]) -> None:
+    done = manage(folder, "check", "--fail-level", "warning", variables=variables)
 
     count = len(variant.names_of_databases + variant.names_of_replicas)
     assert (done.returncode, done.stdout) == (0, f"{count} checked, 0 findings.\n")
 
 
 @of_each_python
-def test_first_migrations_equal_the_models(variant: Variant, folder: Path) -> None:
-    done = manage(folder, "makemigrations", "none")
+def test_first_migrations_equal_the_models(
+    variant: Variant, folder: Path, variables: dict[str, str]
+) -> None:
+    done = manage(folder, "makemigrations", "none", variables=variables)
 
     said = "".join(f"{name}: no changes\n" for name in variant.names_of_databases)
     assert (done.returncode, done.stdout) == (0, said)
 
 
 @of_each_python
-def test_own_tests_pass(folder: Path) -> None:
+def test_own_tests_pass(folder: Path, variables: dict[str, str]) -> None:
     # Of the plugins in this environment, a service has AnyIO's.
     done = run(
         folder,
         *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "anyio"),
-        variables={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        variables={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} | variables,
     )
 
     assert done.returncode == 0, done.stdout

@@ -18,10 +18,8 @@ from running import run
 from variants import PYTHON_VERSIONS, VARIANTS, Variant
 
 BIN = Path(sys.executable).parent
-ONLY_POSTGRESQL = {
-    *("statement_timeout", "idle_in_transaction_timeout", "client_check_interval"),
-    *("pgbouncer", "password", "password_file"),
-}
+ONLY_POSTGRESQL = {"client_check_interval", "pgbouncer"}
+ONLY_SERVERS = {"statement_timeout", "idle_in_transaction_timeout", "password", "password_file"}
 ONLY_REPLICAS = ["fallback", "max_lag", "read_your_writes"]
 
 # Nothing else needs every variant, and one worker renders them all but once.
@@ -143,8 +141,11 @@ def test_env_example_lists_every_variable_with_its_default(service: Service) -> 
     first, *others = service.answers["databases"]
 
     left_out = {"url", *ONLY_REPLICAS}
-    if "postgresql" not in {each["engine"] for each in service.answers["databases"]}:
+    engines = {each["engine"] for each in service.answers["databases"]}
+    if "postgresql" not in engines:
         left_out |= ONLY_POSTGRESQL
+    if engines == {"sqlite"}:
+        left_out |= ONLY_SERVERS
     settings = {
         name: field for name, field in DatabaseSettings.model_fields.items() if name not in left_out
     }

@@ -416,7 +416,11 @@ def test_misspelt_questions_are_named(questions: Path, tmp_path: Path) -> None:
         ("python_version", "3.10", "'python_version': '3.10' is not in"),
         ("ci", "jenkins", "'ci': 'jenkins' is not in ['github', 'gitlab', 'none']"),
         ("licence", "GPL", "'licence': 'GPL' is not in ['proprietary', 'MIT', 'Apache-2.0']"),
-        ("main_engine", "oracle", "'main_engine': 'oracle' is not in ['postgresql', 'sqlite']"),
+        (
+            "main_engine",
+            "oracle",
+            "'main_engine': 'oracle' is not in ['postgresql', 'mysql', 'sqlite']",
+        ),
         ("description", "a\nb", "'description': it holds a line break"),
     ],
 )
@@ -439,7 +443,7 @@ def test_every_fault_of_the_databases_is_named_and_nothing_is_written(
         """\
 databases:
   - {name: class, engine: oracle, pool: 5}
-  - {name: no, engine: mysql, pool_size: true}
+  - {name: no, engine: mariadb, pool_size: true}
   - analytics
   - {name: order_1, engine: sqlite, replica_of: primary}
   - {name: order1, engine: sqlite, pool_size: 101}
@@ -458,10 +462,10 @@ Validation error for question 'databases': \
 item 1 ("class"): there is no key "pool"; \
 the keys are name, engine, pool_size, replica_of
 item 1 ("class"), name: class is a keyword of Python
-item 1 ("class"), engine: "oracle" is not an engine; postgresql or sqlite
+item 1 ("class"), engine: "oracle" is not an engine; postgresql, mysql or sqlite
 item 2, name: false is not a name; YAML reads yes, no, on and off as true and false, \
 so write them in quotes
-item 2, engine: MySQL is not supported yet; postgresql or sqlite
+item 2, engine: mariadb is called mysql here
 item 2, pool_size: true is not a whole number from 1 to 100
 item 3: it is "analytics", not a mapping, e.g. {name: primary, engine: postgresql}
 item 4 ("order_1"), replica_of: there is no database "primary" above it in the list
@@ -469,7 +473,7 @@ item 5 ("order1"), name: its session would be Order1Session, as that of item 4 (
 item 5 ("order1"), pool_size: 101 is not a whole number from 1 to 100
 item 6 ("order1"), name: item 5 has the same name
 item 7, name: it is missing
-item 7, engine: it is missing; postgresql or sqlite
+item 7, engine: it is missing; postgresql, mysql or sqlite
 item 7, pool_size: "5" is not a whole number from 1 to 100
 """
     )
@@ -614,12 +618,12 @@ def test_pool_sizes_are_whole_numbers(check: Check, size: object, fault: str) ->
     assert check("databases", [PRIMARY | {"pool_size": 1}, AUDIT | {"pool_size": 100}]) == []
 
 
-@pytest.mark.parametrize("engine", ["mysql", "mariadb", "oracle", "PostgreSQL", True, None, []])
+@pytest.mark.parametrize("engine", ["mariadb", "oracle", "PostgreSQL", True, None, []])
 def test_other_engines_are_refused(check: Check, engine: object) -> None:
     (fault,) = check("databases", [{"name": "primary", "engine": engine}])
 
     assert re.fullmatch(
-        r'item 1 \("primary"\), engine: .+ is not (supported yet|an engine); postgresql or sqlite',
+        r'item 1 \("primary"\), engine: .+ is (called mysql here|not an engine; .+ or sqlite)',
         fault,
     )
 

@@ -10,9 +10,13 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from allpairspy import AllPairs  # pyright: ignore[reportMissingTypeStubs]  # It has none.
+
+if TYPE_CHECKING:  # This is a script too, for CI's matrix.
+    import pytest
+    from mariadb import MariaDB
 
 PYTHON_VERSIONS = ["3.11", "3.12", "3.13"]
 DATABASES: dict[str, list[dict[str, Any]]] = {
@@ -41,16 +45,30 @@ class Variant:
         return self.answers.get("python_version", "3.11")
 
     @property
+    def databases(self) -> list[dict[str, Any]]:
+        """Its databases, the first one first."""
+        return self.answers.get("databases", [{"name": "primary", "engine": "postgresql"}])
+
+    @property
     def names_of_databases(self) -> list[str]:
         """The names of the databases that it writes to, the first one first."""
-        databases = self.answers.get("databases", [{"name": "primary"}])
-        return [each["name"] for each in databases if "replica_of" not in each]
+        return [each["name"] for each in self.databases if "replica_of" not in each]
 
     @property
     def names_of_replicas(self) -> list[str]:
         """The names of the databases that it only reads."""
-        databases = self.answers.get("databases", [])
-        return [each["name"] for each in databases if "replica_of" in each]
+        return [each["name"] for each in self.databases if "replica_of" in each]
+
+    def names_on(self, engine: str) -> list[str]:
+        """Return the names of its databases on one engine."""
+        return [each["name"] for each in self.databases if each["engine"] == engine]
+
+    def variables(self, request: "pytest.FixtureRequest") -> dict[str, str]:
+        """Return its environment: where databases are whose server does not come along."""
+        if not self.names_on("mysql"):
+            return {}
+        server: MariaDB = request.getfixturevalue("mariadb")
+        return server.variables(self.databases)
 
 
 def curated() -> Iterator[Variant]:

@@ -205,7 +205,7 @@ def test_a_missing_url_says_what_to_set() -> None:
     assert str(caught.value) == (
         "the databases are not configured:\n"
         "  DATABASE_URL: not set. Where to connect, as"
-        " `postgresql://user:password@host:5432/name` or `sqlite:///file`."
+        " postgresql://user:password@host:5432/name."
     )
 
 

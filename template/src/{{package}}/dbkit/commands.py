@@ -35,6 +35,11 @@ from .settings import environment
 
 EMBEDDED = Path(".postgres")  # in the project's folder, ignored by git
 
+HALF_WAY = """
+  MySQL and MariaDB cannot roll a change of the schema back: what the migration did before stays.
+  1. See what that is: `manage.py dbshell`, SHOW CREATE TABLE.
+  2. Undo it by hand, and run `manage.py migrate` again once the migration is right."""
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -186,7 +191,8 @@ def apply(database: Database, to: str = "head") -> None:
         if not asyncio.run(migrations.migrate(database, to, on_step=say)):
             say("nothing to migrate")
     except DBAPIError as error:
-        fail(f"{database.name}: the next migration failed: {first_line(error)}")
+        half = HALF_WAY if database.dialect == "mysql" else ""
+        fail(f"{database.name}: the next migration failed: {first_line(error)}{half}")
 
 
 def makemigrations(
@@ -240,7 +246,7 @@ def inspectdb(
 
 
 def dbshell(context: typer.Context, database: DatabaseOption = None) -> None:
-    """Open the shell of a database: psql or sqlite3. Without --database, of the first."""
+    """Open the shell of a database: psql, mariadb or sqlite3. Without --database, of the first."""
     service: Service = context.obj
     chosen = service.selected(database)[0]
     with development_servers([chosen]):
@@ -248,7 +254,7 @@ def dbshell(context: typer.Context, database: DatabaseOption = None) -> None:
         ask = Credentials(settings.password, settings.password_file).ask
         password = asyncio.run(greenlet_spawn(ask)) or settings.url.password
         url = settings.url.set(password=password)
-        shell = shell_sqlite(url) if chosen.dialect == "sqlite" else shell_postgresql(url)
+        shell = SHELLS[chosen.dialect](url)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the shell.
         done = subprocess.run(shell.command, env=shell.environment, check=False)  # noqa: S603 -- a shell is what was asked for
     raise typer.Exit(done.returncode)
@@ -314,7 +320,7 @@ def end(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 def has_url(database: Database) -> bool:
     """Whether a database has a URL of its own: not embedded, and no SQLite file as declared."""
-    declared = database.dialect == "postgresql" and "url" in database.declared
+    declared = database.dialect != "sqlite" and "url" in database.declared
     variables = environment()
     return declared or any(
         f"{database.env_prefix}{name}" in variables for name in ("URL", "URL_FILE")
@@ -378,6 +384,24 @@ def shell_postgresql(url: URL) -> Shell:
     return Shell([psql], {**os.environ, **{k: str(v) for k, v in given.items() if v}})
 
 
+def shell_mysql(url: URL) -> Shell:
+    """Return mariadb, or mysql, from the PATH."""
+    program = shutil.which("mariadb") or shutil.which("mysql")
+    if program is None:
+        fail("mariadb is not installed, nor mysql")
+    given = {
+        "host": url.host,
+        "port": url.port,
+        "user": url.username,
+        "socket": url.query.get("unix_socket"),
+        "ssl-ca": url.query.get("sslrootcert"),
+    }
+    options = [f"--{name}={value}" for name, value in given.items() if value]
+    # By environment: arguments are open to every user of the machine.
+    password = {"MYSQL_PWD": url.password} if url.password else {}
+    return Shell([program, *options, str(url.database)], {**os.environ, **password})
+
+
 def shell_sqlite(url: URL) -> Shell:
     """Return sqlite3, or Python's own from 3.12 on."""
     if program := shutil.which("sqlite3"):
@@ -385,6 +409,9 @@ def shell_sqlite(url: URL) -> Shell:
     if find_spec("sqlite3.__main__") is None:
         fail("sqlite3 is not installed")
     return Shell([sys.executable, "-m", "sqlite3", str(url.database)], {**os.environ})
+
+
+SHELLS = {"postgresql": shell_postgresql, "mysql": shell_mysql, "sqlite": shell_sqlite}
 
 
 def must_be_free(host: str, port: int) -> None:

@@ -10,9 +10,12 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
+from sqlalchemy.util import await_only
 
+from . import mysql
 from .credentials import REFUSED, TLS_PARAMETERS, Credentials, tls
 from .errors import Unreachable
+from .metadata import NoTimeZone
 from .pgbouncer import behind_pgbouncer
 from .pool import FairPool
 from .settings import DatabaseSettings
@@ -65,7 +68,7 @@ def create_engine(
     connection is opened when it is asked for, and closed when it is given back. With
     `read_only`, the server refuses to write.
     """
-    is_sqlite = settings.url.get_backend_name() == "sqlite"
+    dialect_name = settings.url.get_backend_name()
     pool: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
         pool = pool_arguments(name, prefix, settings) | {"poolclass": poolclass}
@@ -85,11 +88,7 @@ def create_engine(
             password = credentials.ask()
             secret = {} if password is None else {"password": password}
             arguments = {**shuffle_hosts(kwargs), **secret}
-            connection: DBAPIConnection = dialect.connect(*args, **arguments)
-            if is_sqlite:
-                prepare_sqlite(connection)
-            else:
-                keep_alive(connection)
+            connection = connect_by(dialect, args, arguments, settings.connect_timeout)
         except Exception as error:
             credentials.note_failure(sqlstate(error))
             raise Unreachable(unreachable(name, prefix, settings, error)) from error
@@ -106,9 +105,23 @@ def create_engine(
 
     if pooled:
         time_statements(engine.dialect)
-    if is_sqlite:
+    if dialect_name == "sqlite":
         event.listen(engine.sync_engine, "begin", begin_sqlite)
     return engine
+
+
+def connect_by(dialect: Any, args: Any, arguments: Any, timeout: float) -> DBAPIConnection:
+    """Connect as the driver does it, and set what it leaves off."""
+    connection: DBAPIConnection
+    if dialect.name == "mysql":
+        connection = await_only(mysql.connect_within(timeout, dialect, arguments))
+    else:
+        connection = dialect.connect(*args, **arguments)
+    if dialect.name == "sqlite":
+        prepare_sqlite(connection)
+    else:
+        keep_alive(connection)
+    return connection
 
 
 def handle_error(name: str, context: ExceptionContext, *, read_only: bool) -> Exception | None:
@@ -119,7 +132,7 @@ def handle_error(name: str, context: ExceptionContext, *, read_only: bool) -> Ex
     if isinstance(error, OSError | TimeoutError):  # SQLAlchemy wraps neither.
         context.is_disconnect = True
         return Unreachable(f"{name}: the connection was lost: {reason(error)}")
-    if isinstance(error, OverflowError | UnicodeError):  # SQLite's driver, of a value.
+    if isinstance(error, OverflowError | UnicodeError | NoTimeZone):  # Drivers and we, of a value.
         return DataError(context.statement, context.parameters, error, hide_parameters=True)
     if sqlstate(error) == READ_ONLY and read_only:
         return None  # A write to a replica is its caller's mistake.
@@ -161,14 +174,16 @@ def connect_args(
     """Translate the timeouts, in seconds, to the driver's own arguments."""
     if settings.url.get_backend_name() == "sqlite":
         return {"timeout": settings.lock_timeout}
+    label = f"{SERVICE}:{name}"
+    # Behind the server's own timeout, which keeps the connection: for a server that is frozen.
+    fence = settings.statement_timeout + FENCE if settings.statement_timeout else None
+    if settings.url.get_backend_name() == "mysql":
+        return mysql.connect_args(label, settings, fence)
     arguments: dict[str, Any] = {
         "timeout": settings.connect_timeout,
-        # Behind the server's own timeout, which keeps the connection: for a server that is frozen.
-        "command_timeout": settings.statement_timeout + FENCE
-        if settings.statement_timeout
-        else None,
+        "command_timeout": fence,
         "server_settings": {
-            "application_name": f"{SERVICE}:{name}",
+            "application_name": label,
             "statement_timeout": milliseconds(settings.statement_timeout),
             "lock_timeout": milliseconds(settings.lock_timeout),
             "idle_in_transaction_session_timeout": milliseconds(
@@ -203,7 +218,7 @@ def shuffle_hosts(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep_alive(connection: Any) -> None:
-    """Have the kernel find a peer that is gone without a word; the driver offers no setting."""
+    """Have the kernel find a peer that is gone without a word; no driver offers the settings."""
     transport = getattr(connection.driver_connection, "_transport", None)
     peer: socket.socket | None = transport and transport.get_extra_info("socket")
     if peer is None or peer.family not in {socket.AF_INET, socket.AF_INET6}:
@@ -269,6 +284,8 @@ def reason(error: BaseException) -> str:
     """Say in a few words why a connection failed."""
     if hint := HINTS.get(sqlstate(error) or ""):
         return hint
+    if isinstance(error.__cause__, OSError):  # asyncmy gives each failure to connect one number.
+        error = error.__cause__
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, ConnectionRefusedError):

@@ -1,10 +1,11 @@
 """How the tables of every database are made; for the declarative bases in `databases/`."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Integer
-from sqlalchemy.types import TypeEngine
+from sqlalchemy import BigInteger, DateTime, Dialect, Integer
+from sqlalchemy.dialects.mysql import DATETIME
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 # Constraints without a name cannot be dropped by a migration. Source: Alembic, "The
 # Importance of Naming Constraints".
@@ -16,8 +17,38 @@ NAMING_CONVENTION = {
     "pk": "pk_%(table_name)s",
 }
 
+
+class NoTimeZone(ValueError):
+    """A time that could be any of a day's, to be refused as a value of the wrong form."""
+
+
+class Moment(TypeDecorator[datetime]):
+    """A time with its time zone. MySQL and SQLite, which keep none, have it in UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Ask MySQL for microseconds, which it would cut off."""
+        return dialect.type_descriptor(
+            DATETIME(fsp=6) if dialect.name == "mysql" else DateTime(timezone=True)
+        )
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse a time without a zone, as asyncpg does; the other drivers drop the zone."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise NoTimeZone("a time without a time zone")
+        return value if dialect.name == "postgresql" else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give the time its zone back."""
+        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+
+
 # 64 bits for integers, which SQLite's INTEGER has anyway; times with their time zone.
 TYPES: dict[type, TypeEngine[Any]] = {
     int: BigInteger().with_variant(Integer(), "sqlite"),
-    datetime: DateTime(timezone=True),
+    datetime: Moment(),
 }

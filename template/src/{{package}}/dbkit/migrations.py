@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .database import Database
 from .engine import create_engine
+from .mysql import LONGEST_WAIT
 
 ENVIRONMENT = Path(__file__).with_name("alembic")
 DIRECTORY = Path("migrations")  # in the project's folder
@@ -48,7 +49,8 @@ async def migrate(
 
     `target` is a revision or the beginning of one, `head`, `zero`, or a number of steps
     (`+1`, `-1`). Each migration is a transaction: of several, those before the one that
-    fails stay, and `on_step` has been told of them. Raises `alembic.util.CommandError`.
+    fails stay, and `on_step` has been told of them. On MySQL, where each change of the schema
+    commits, so does the first part of the one that fails. Raises `alembic.util.CommandError`.
     """
     steps: list[str] = []
 
@@ -177,6 +179,10 @@ async def connect(database: Database, *, alone: bool = False) -> AsyncGenerator[
                 await apart.execute(text("SET LOCAL lock_timeout = 0"))
                 yield connection
             return
+        if alone and database.dialect == "mysql":
+            # The server's locks have one space of names for all its databases.
+            await connection.execute(text(f"SELECT GET_LOCK(MD5(DATABASE()), {LONGEST_WAIT})"))
+            await connection.commit()
         yield connection
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import URL
 
 from .credentials import Password, read_secret
 from .errors import NotConfigured
-from .urls import Dialect, parse_url
+from .urls import EXAMPLES, Dialect, parse_url
 
 INFIX = "DATABASE_"
 LONGEST_SHOWN = 30
@@ -171,6 +171,9 @@ def read_settings(
     faults += read_secrets(variables, prefix, dialect, values)
     if dialect == "sqlite":  # It takes none; platforms set some for every database.
         values |= {"password": None, "password_file": ""}
+    if not values.get("url"):
+        faults.append(f"{prefix}URL: not set. Where to connect, as {EXAMPLES[dialect]}.")
+        values["url"] = URL.create(dialect)
     try:
         settings = DatabaseSettings.model_validate(values)
     except ValidationError as error:

@@ -8,15 +8,20 @@ from sqlalchemy.exc import ArgumentError
 
 from .credentials import TLS_PARAMETERS, tls
 
-Dialect = Literal["postgresql", "sqlite"]
+Dialect = Literal["postgresql", "mysql", "sqlite"]
 
-DRIVERS: dict[Dialect, str] = {"postgresql": "asyncpg", "sqlite": "aiosqlite"}
+DRIVERS: dict[Dialect, str] = {
+    "postgresql": "asyncpg",
+    "mysql": "asyncmy",
+    "sqlite": "aiosqlite",
+}
 EXAMPLES: dict[Dialect, str] = {
     "postgresql": "postgresql://user:password@host:5432/name",
+    "mysql": "mysql://user:password@host:3306/name",
     "sqlite": "sqlite:///folder/file.sqlite3",
 }
 SEVERAL_HOSTS = "postgresql://user:password@/name?host=first:5432&host=second:5432"
-ALIASES = {"postgres": "postgresql"}
+ALIASES = {"postgres": "postgresql", "mariadb": "mysql"}
 
 # What asyncpg and `tls()` take; libpq's others would be a TypeError at the first connect.
 POSTGRESQL_PARAMETERS = {
@@ -24,6 +29,19 @@ POSTGRESQL_PARAMETERS = {
     *TLS_PARAMETERS,
 }
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+# TLS by the words of PostgreSQL; the servers' own programs have others for it.
+MYSQL_PARAMETERS = {"ssl", "unix_socket", *TLS_PARAMETERS}
+MYSQL_SSL_MODES = {
+    "disable": "disable",
+    "disabled": "disable",
+    "require": "require",
+    "required": "require",
+    "true": "require",
+    "verify-ca": "verify-ca",
+    "verify_ca": "verify-ca",
+    "verify-full": "verify-full",
+    "verify_identity": "verify-full",
+}
 MAX_PORT = 65535
 
 
@@ -36,7 +54,7 @@ def parse_url(text: str, dialect: Dialect) -> URL:
     except (ArgumentError, ValueError):
         raise ValueError(malformed) from None
     # What holds an "@" more is taken for a host, a database or a parameter, and would be shown.
-    if dialect == "postgresql" and (text.count("@") > 1 or "@" in (url.database or "")):
+    if dialect != "sqlite" and (text.count("@") > 1 or "@" in (url.database or "")):
         raise ValueError(malformed)
     backend, _, driver = url.drivername.lower().partition("+")
     backend = ALIASES.get(backend, backend)
@@ -47,7 +65,7 @@ def parse_url(text: str, dialect: Dialect) -> URL:
             f"driver {driver} cannot work here; write {dialect}:// or {dialect}+{DRIVERS[dialect]}://"
         )
     url = url.set(drivername=f"{dialect}+{DRIVERS[dialect]}")
-    url = postgresql(url) if dialect == "postgresql" else sqlite(url)
+    url = {"postgresql": postgresql, "mysql": mysql, "sqlite": sqlite}[dialect](url)
     try:
         url.get_dialect()().create_connect_args(url)
     except (ArgumentError, ValueError):
@@ -78,15 +96,48 @@ def postgresql(url: URL) -> URL:
             f"parameter {unknown[0]} is not known to asyncpg; it takes"
             f" {', '.join(sorted({'sslmode', *POSTGRESQL_PARAMETERS}))}"
         )
-    if not url.database:
-        raise ValueError(f"names no database; write it as {EXAMPLES['postgresql']}")
     if "," in (url.host or ""):
         raise ValueError(f"names several hosts; write them as {SEVERAL_HOSTS}")
-    if url.port is not None and not 1 <= url.port <= MAX_PORT:
-        raise ValueError(f"has port {url.port}; ports go from 1 to {MAX_PORT}")
+    check_server(url, "postgresql")
     url = url.set(query=query)
     tls(url)  # Its files are missed now, not at the first connect.
     return url
+
+
+def mysql(url: URL) -> URL:
+    """Translate what platforms write to asyncmy's parameters; refuse what it does not know."""
+    query = dict(url.query)
+    if twice := [name for name in query if not isinstance(query[name], str)]:
+        raise ValueError(f"parameter {twice[0]} is given twice")
+    if str(query.pop("charset", "utf8mb4")).lower() not in {"utf8mb4", "utf8"}:
+        raise ValueError("parameter charset is utf8mb4 or left out")
+    for written in ("sslmode", "ssl-mode", "ssl_mode"):
+        if mode := query.pop(written, None):
+            query["ssl"] = mode
+    for written, name in (("ca", "rootcert"), ("cert", "cert"), ("key", "key")):
+        if file := query.pop(f"ssl_{written}", None):
+            query[f"ssl{name}"] = file
+    if mode := query.get("ssl"):
+        if str(mode).lower() not in MYSQL_SSL_MODES:
+            raise ValueError("sslmode is one of disable, require, verify-ca, verify-full")
+        query["ssl"] = MYSQL_SSL_MODES[str(mode).lower()]
+    if unknown := sorted(query.keys() - MYSQL_PARAMETERS):
+        raise ValueError(
+            f"parameter {unknown[0]} is not known here; it takes"
+            f" {', '.join(sorted({'charset', 'sslmode', *MYSQL_PARAMETERS}))}"
+        )
+    check_server(url, "mysql")
+    url = url.set(query=query)
+    tls(url)
+    return url
+
+
+def check_server(url: URL, dialect: Dialect) -> None:
+    """Refuse a URL that names no database, or no port that there is."""
+    if not url.database:
+        raise ValueError(f"names no database; write it as {EXAMPLES[dialect]}")
+    if url.port is not None and not 1 <= url.port <= MAX_PORT:
+        raise ValueError(f"has port {url.port}; ports go from 1 to {MAX_PORT}")
 
 
 def sqlite(url: URL) -> URL:

@@ -17,6 +17,7 @@ from ..errors import DatabaseError, NotConfigured
 from ..service import read_service_settings
 from ..settings import environment
 from .finding import Finding, Subject
+from .mysql import check_mysql
 from .pooler import check_pooler
 from .replicas import check_replica
 from .schema import check_schema
@@ -24,9 +25,11 @@ from .server import check_server, check_timeouts
 
 __all__ = ["CHECKS", "DEPLOY_CHECKS", "Finding", "Subject", "check", "check_variables"]
 
+PORTS = {"postgresql": 5432, "mysql": 3306}
+
 Check = Callable[[Subject], AsyncIterable[Finding]]
 
-CHECKS: tuple[Check, ...] = (check_pooler, check_schema, check_replica)
+CHECKS: tuple[Check, ...] = (check_pooler, check_schema, check_mysql, check_replica)
 DEPLOY_CHECKS: tuple[Check, ...] = (check_timeouts, check_server)
 """Those of `check --deploy`: about the servers of production."""
 
@@ -82,9 +85,9 @@ def address(url: URL) -> object:
     """Say which database a URL leads to, whoever asks and however it is written."""
     if url.get_backend_name() == "sqlite":
         return Path(url.database or "").resolve()
-    host = url.query.get("host") or url.host or "localhost"
+    host = url.query.get("unix_socket") or url.query.get("host") or url.host or "localhost"
     loopback = host in {"127.0.0.1", "::1"}
-    port = url.query.get("port") or url.port or 5432
+    port = url.query.get("port") or url.port or PORTS[url.get_backend_name()]
     return "localhost" if loopback else host, str(port), url.database
 
 

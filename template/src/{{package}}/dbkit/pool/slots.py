@@ -35,8 +35,8 @@ def closed_check(dialect: Dialect, driver_connection: Any) -> Callable[[], bool]
     """
     if dialect.driver == "asyncpg":
         return driver_connection.is_closed
-    if dialect.driver in {"aiomysql", "asyncmy"} and hasattr(driver_connection, "_reader"):
-        return driver_connection._reader.at_eof  # noqa: SLF001 - neither says it in public
+    if dialect.driver == "asyncmy":
+        return lambda: driver_connection._stream_broken  # noqa: SLF001 - it says less in public
     return never
 
 

@@ -67,7 +67,8 @@ def slow(database: Database, seconds: float) -> Generator[None]:
             await_only(asyncio.sleep(seconds))
             return
         cursor = context.root_connection.connection.cursor()
-        cursor.execute(f"SELECT pg_sleep({float(seconds)})")
+        wait_on_server = "DO SLEEP" if database.dialect == "mysql" else "SELECT pg_sleep"
+        cursor.execute(f"{wait_on_server}({float(seconds)})")
         cursor.close()
 
     def before(_cursor: Any, _statement: str, _parameters: Any, context: Any) -> None:

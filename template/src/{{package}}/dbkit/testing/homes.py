@@ -27,9 +27,25 @@ from ..embedded import TEST_SETTINGS, EmbeddedPostgres
 from ..engine import create_engine
 from ..errors import NotConfigured
 from ..settings import DatabaseSettings, environment
-from ..urls import parse_url
+from ..urls import EXAMPLES, Dialect, parse_url
 from . import kept
 from .folder import RUN, run_folder
+
+# What a copy of tables would leave behind.
+MORE_THAN_TABLES = """
+SELECT 1 FROM information_schema.triggers WHERE trigger_schema = :name
+UNION SELECT 1 FROM information_schema.routines WHERE routine_schema = :name
+UNION SELECT 1 FROM information_schema.tables
+WHERE table_schema = :name AND table_type <> 'BASE TABLE'
+"""
+MADE_BY = "dbkit_made_by"
+"""The table of a template that names the run which made it."""
+COLUMNS = f"""
+SELECT table_name, column_name FROM information_schema.columns
+WHERE table_schema = :name AND table_name <> '{MADE_BY}'
+AND coalesce(generation_expression, '') = ''
+ORDER BY table_name, ordinal_position
+"""  # noqa: S608 -- all ours
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
 LOCK = 0x74657374  # "test": one worker makes a template, the others wait.
@@ -95,12 +111,17 @@ class Home(ABC):
         file = self.cache and kept.kept_file(self.cache, self.database, self.server)
         if file and file.exists() and await self.load(file):
             return
-        with pytest.MonkeyPatch.context() as patch:
-            url = self.template.render_as_string(hide_password=False)
-            patch.setenv(f"{self.database.env_prefix}URL", url)
-            await migrations.migrate(self.database)
+        await self.migrate_at(self.template)
         if file:
             await self.keep(file)
+
+    async def migrate_at(self, url: URL) -> None:
+        """Migrate the database at `url`."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(
+                f"{self.database.env_prefix}URL", url.render_as_string(hide_password=False)
+            )
+            await migrations.migrate(self.database)
 
     async def keep(self, file: Path) -> None:  # noqa: B027 -- not every server can
         """Keep the migrated template for other runs, where that is quicker than to migrate."""
@@ -138,7 +159,7 @@ class Home(ABC):
             await self.drop(self.copies[-1])
 
 
-class PostgresHome(Home):
+class ServerHome(Home):
     """Databases on a server, beside the one that is named."""
 
     _kept: AsyncConnection | None = None
@@ -152,25 +173,52 @@ class PostgresHome(Home):
             yield
         self._kept = None
 
-    async def connections(self, url: URL) -> int:
-        """Count the connections to a copy."""
-        count = text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name")
-        async with self.connect() as connection:
-            return (await connection.execute(count, {"name": url.database})).scalar_one()
-
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[AsyncConnection]:
-        """Connect to the database that is named, to make others."""
+        """Connect to the server, to make databases."""
         if self._kept is not None:
             async with self._turn:
                 yield self._kept
             return
-        settings = DatabaseSettings(url=self.base, statement_timeout=0, lock_timeout=0)
+        url = self.base.set(database=None) if self.database.dialect == "mysql" else self.base
+        settings = DatabaseSettings(
+            url=url, statement_timeout=0, lock_timeout=0, idle_in_transaction_timeout=0
+        )
         prefix = self.database.env_prefix
         engine = create_engine(self.database.name, prefix, settings, pooled=False)
         options = engine.execution_options(isolation_level="AUTOCOMMIT")
         async with options.connect() as connection:
             yield connection
+
+    async def clear(self) -> None:
+        """Drop this worker's copies and, after the last worker, the template."""
+        self._kept = None  # After Ctrl-C it is one of an event loop that has ended.
+        await super().clear()
+        async with self.connect() as connection:
+            pattern = str(self.at("gw").database).replace("_", r"\_") + "%"
+            others = await connection.execute(text(self.names_like), {"pattern": pattern})
+            if not others.first():
+                with contextlib.suppress(DBAPIError):  # Another worker copies it at this moment.
+                    await self.drop_template(connection)
+
+    names_like: str
+    """Lists the databases whose name is like `:pattern`."""
+
+    @abstractmethod
+    async def drop_template(self, connection: AsyncConnection) -> None:
+        """Drop the template."""
+
+
+class PostgresHome(ServerHome):
+    """Databases of PostgreSQL, which can copy one."""
+
+    names_like = "SELECT datname FROM pg_database WHERE datname LIKE :pattern"
+
+    async def connections(self, url: URL) -> int:
+        """Count the connections to a copy."""
+        count = text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name")
+        async with self.connect() as connection:
+            return (await connection.execute(count, {"name": url.database})).scalar_one()
 
     async def make_template(self) -> None:
         """Make the template, unless another worker of this run has."""
@@ -210,19 +258,93 @@ class PostgresHome(Home):
         async with self.connect() as connection:
             await connection.execute(text(f"DROP DATABASE IF EXISTS {quoted(url)} WITH (FORCE)"))
 
-    async def clear(self) -> None:
-        """Drop this worker's copies and, after the last worker, the template."""
-        self._kept = None  # After Ctrl-C it is one of an event loop that has ended.
-        await super().clear()
-        with contextlib.suppress(DBAPIError):  # Another worker copies it at this moment.
-            async with self.connect() as connection:
-                others = await connection.execute(
-                    text("SELECT count(*) FROM pg_database WHERE datname LIKE :pattern"),
-                    {"pattern": str(self.at("gw").database).replace("_", r"\_") + "%"},
+    async def drop_template(self, connection: AsyncConnection) -> None:
+        """Drop the template."""
+        await connection.execute(text(f"DROP DATABASE IF EXISTS {quoted(self.template)}"))
+
+
+class MysqlHome(ServerHome):
+    """Databases of MariaDB or MySQL, which copies none; the one that is named need not be there."""
+
+    names_like = (
+        "SELECT schema_name FROM information_schema.schemata WHERE schema_name LIKE :pattern"
+    )
+
+    async def connections(self, url: URL) -> int:
+        """Count the connections to a copy."""
+        async with self.connect() as connection:
+            return len(await processes(connection, url))
+
+    async def make_template(self) -> None:
+        """Make the template, unless another worker of this run has."""
+        name = backticks(self.template.database)
+        async with self.connect() as connection:
+            lock = text("SELECT GET_LOCK(:name, 3600)")
+            await connection.execute(lock, {"name": self.template.database})
+            with contextlib.suppress(DBAPIError):  # There is none.
+                made_by = await connection.exec_driver_sql(f"SELECT run FROM {name}.{MADE_BY}")  # noqa: S608 -- ours
+                if made_by.scalar() == RUN:
+                    return
+            await make_empty(connection, self.template)
+            await self.migrate()
+            await connection.exec_driver_sql(f"CREATE TABLE {name}.{MADE_BY} AS SELECT '{RUN}' run")
+
+    async def copy(self, url: URL) -> None:
+        """Make a copy of the template at `url`, in place of what is there.
+
+        Table by table, for there is no command for it; where the template has more than tables
+        (views, triggers, routines), the copy is migrated instead.
+        """
+        source, target = backticks(self.template.database), backticks(url.database)
+        async with self.connect() as connection:
+            await make_empty(connection, url)
+            if await connection.scalar(text(MORE_THAN_TABLES), {"name": self.template.database}):
+                await self.migrate_at(url)
+                return
+            tables: dict[str, list[str]] = {}
+            listed = await connection.execute(text(COLUMNS), {"name": self.template.database})
+            for table, column in listed:
+                tables.setdefault(backticks(table), []).append(backticks(column))
+            await connection.exec_driver_sql("SET foreign_key_checks = 0")
+            for table, columns in tables.items():
+                made = await connection.exec_driver_sql(f"SHOW CREATE TABLE {source}.{table}")
+                definition = str(tuple(made.one())[1]).partition(table)[2]
+                await connection.exec_driver_sql(f"CREATE TABLE {target}.{table}{definition}")
+                names = ", ".join(columns)
+                await connection.exec_driver_sql(
+                    f"INSERT INTO {target}.{table} ({names}) SELECT {names} FROM {source}.{table}"  # noqa: S608 -- quoted
                 )
-                if not others.scalar():
-                    name = quoted(self.template)
-                    await connection.execute(text(f"DROP DATABASE IF EXISTS {name}"))
+            await connection.exec_driver_sql("SET foreign_key_checks = 1")
+
+    async def delete(self, url: URL) -> None:
+        """Delete a database, whoever is connected to it."""
+        async with self.connect() as connection:
+            await drop(connection, url)
+
+    async def drop_template(self, connection: AsyncConnection) -> None:
+        """Drop the template."""
+        await drop(connection, self.template)
+
+
+async def processes(connection: AsyncConnection, url: URL) -> list[int]:
+    """List the connections to a database of MySQL."""
+    listed = text("SELECT id FROM information_schema.processlist WHERE db = :name")
+    return list(await connection.scalars(listed, {"name": url.database}))
+
+
+async def make_empty(connection: AsyncConnection, url: URL) -> None:
+    """Make a database of MySQL, in place of what is there."""
+    await drop(connection, url)
+    name = backticks(url.database)
+    await connection.exec_driver_sql(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+
+
+async def drop(connection: AsyncConnection, url: URL) -> None:
+    """Drop a database of MySQL, which would wait for whoever is connected to it."""
+    for process in await processes(connection, url):
+        with contextlib.suppress(DBAPIError):  # It has gone in the meantime.
+            await connection.exec_driver_sql(f"KILL {process}")
+    await connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {backticks(url.database)}")
 
 
 class SqliteHome(Home):
@@ -273,6 +395,13 @@ def delete_file(url: URL) -> None:
         Path(f"{url.database}{suffix}").unlink(missing_ok=True)
 
 
+HOMES: dict[Dialect, type[Home]] = {
+    "postgresql": PostgresHome,
+    "mysql": MysqlHome,
+    "sqlite": SqliteHome,
+}
+
+
 @contextmanager
 def find_homes(databases: Databases, cache: Path | None) -> Generator[dict[str, Home]]:
     """Find a home for each database; start the embedded PostgreSQL if one needs it.
@@ -285,8 +414,14 @@ def find_homes(databases: Databases, cache: Path | None) -> Generator[dict[str, 
         for database in databases.values():
             if database.replica_of:
                 continue
-            home = SqliteHome if database.dialect == "sqlite" else PostgresHome
+            home = HOMES[database.dialect]
             base = named_url(database)
+            if base is None and database.dialect == "mysql":
+                pytest.exit(
+                    f"{database.name}: set {test_variable(database)} to a database on a MariaDB or"
+                    f" MySQL server for tests, as {EXAMPLES['mysql']}; others are made beside it",
+                    returncode=pytest.ExitCode.USAGE_ERROR,
+                )
             if base is None and database.dialect == "sqlite":
                 base = URL.create("sqlite+aiosqlite", database=str(folder / "test"))
             elif base is None:
@@ -339,3 +474,8 @@ def refuse_configured(databases: Databases, homes: dict[str, Home]) -> None:
 def quoted(url: URL) -> str:
     """Quote the name of a database for SQL, in which colons begin parameters."""
     return '"' + str(url.database).replace('"', '""').replace(":", "\\:") + '"'
+
+
+def backticks(name: str | None) -> str:
+    """Quote a name for MySQL."""
+    return "`" + str(name).replace("`", "``") + "`"

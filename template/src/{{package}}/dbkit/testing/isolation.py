@@ -112,7 +112,8 @@ class Isolation:
 
         def connect_to_copy(*_: object, **arguments: Any) -> Any:
             place, names = dialect.create_connect_args(self._copied)
-            return connect(*place, **arguments | names)
+            named = {key: names[key] for key in names if key in {"database", "db"}}
+            return connect(*place, **arguments | named)
 
         dialect.connect = connect_to_copy
         return opened

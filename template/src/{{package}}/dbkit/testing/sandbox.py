@@ -24,6 +24,13 @@ CONTROL = re.compile(
 )
 """Statements that would begin or end the transaction that the sandbox is."""
 
+COMMITS_ON_MYSQL = re.compile(
+    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+    r"((?:CREATE|ALTER|DROP|RENAME|TRUNCATE|LOCK|GRANT|REVOKE)(?!\s+TEMPORARY)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Statements before which MySQL commits what there is."""
+
 REFUSED = """\
 {name}: {statement} would end the sandbox, and what the test wrote would stay:
   {line}
@@ -101,7 +108,7 @@ class Sandbox:
                 )
             self.forget()
             if self._dialect.name == "sqlite":
-                run(connection, "BEGIN IMMEDIATE")  # asyncpg's begins by itself.
+                run(connection, "BEGIN IMMEDIATE")  # The others begin by themselves.
             run(connection, "SAVEPOINT sandbox")
             self._begun = connection
         if self._autocommit is not connection:
@@ -140,7 +147,10 @@ class Sandbox:
         self._run(statement, cursor.execute)
 
     def _run(self, statement: str, execute: Callable[..., object], *parameters: object) -> None:
-        if found := CONTROL.match(statement):
+        found = CONTROL.match(statement)
+        if found is None and self._dialect.name == "mysql":
+            found = COMMITS_ON_MYSQL.match(statement)
+        if found:
             word = found[1].upper()
             line = " <- ".join(calling_lines())
             raise InvalidRequestError(
