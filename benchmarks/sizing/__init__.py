@@ -1,0 +1,1 @@
+"""A real load on the pool, against the waits that the adviser predicts for it."""
