@@ -124,8 +124,8 @@ function showHolders(holders) {
     holders.map((each) => [
       [
         each.route || `task ${each.task}`,
-        ...(each.request_id ? [element("small", {}, ` ${each.request_id}`)] : []),
         ...(each.ended ? [element("span", { class: "ended" }, " ended without returning it")] : []),
+        ...(each.request_id ? [element("small", {}, ` ${each.request_id}`)] : []),
         ...each.where.map((line) => element("code", {}, line)),
       ],
       time(each.held), share(each.in_sql, each.held), number(each.statements),
@@ -184,7 +184,8 @@ function listen() {
   let first = true;
   source.addEventListener("message", (message) => {
     const state = JSON.parse(message.data);
-    samples = first ? state.samples : [...samples, ...state.samples].slice(-SECONDS);
+    const all = first ? state.samples : [...samples, ...state.samples];
+    samples = all.filter((each) => each.at > all.at(-1).at - SECONDS);
     first = false;
     if (!paused) show(state);
   });
