@@ -105,7 +105,7 @@ async def measure(url: URL, size: int) -> dict[str, Any]:
     async with asyncio.TaskGroup() as group:
         await asyncio.gather(*(group.create_task(caller(0)) for _ in range(size)))
         arrivals = typical(size)
-        pool.usage.observe = lambda waited, held: (waits.append(waited), holds.append(held))[0]
+        pool.usage.on_wait, pool.usage.on_return = waits.append, holds.append
         began = monotonic()
         for arrival, hold in arrivals:
             await asyncio.sleep(max(began + arrival - monotonic(), 0))
