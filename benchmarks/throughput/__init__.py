@@ -1,0 +1,1 @@
+"""Requests per second of the rendered service beside others, in one run."""
