@@ -1,0 +1,245 @@
+"""MariaDB through the kit: sessions, errors, cancellation, TLS, times, migrations."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dbkit import TYPES, Database, NotConfigured, migrations
+from dbkit.errors import Unreachable
+from dbkit.sqlstates import answer, is_retryable, sqlstate
+from mariadb import MariaDB
+from sqlalchemy import MetaData, text
+from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("mariadb")]
+
+SCHEMA = """
+CREATE TABLE parents (
+    id integer PRIMARY KEY, name varchar(5) NOT NULL UNIQUE, number smallint CHECK (number >= 0));
+CREATE TABLE children (
+    id integer PRIMARY KEY, parent_id integer NOT NULL REFERENCES parents (id));
+INSERT INTO parents VALUES (1, 'one', 1), (2, 'two', 2);
+INSERT INTO children VALUES (1, 1)
+"""
+
+
+@pytest.fixture
+def url(mariadb: MariaDB) -> str:
+    """Make a database and return its URL."""
+    return mariadb.create_database().render_as_string(hide_password=False)
+
+
+@pytest.fixture
+async def database(url: str) -> AsyncGenerator[Database]:
+    """Open a database with two tables."""
+    declared = Database(
+        "primary", "mysql", url=url, pool_size=3, statement_timeout=1, lock_timeout=1
+    )
+    async with declared.open():
+        await run(declared, *SCHEMA.split(";"))
+        yield declared
+
+
+async def run(database: Database, *statements: str, **values: Any) -> Any:
+    """Run statements in a transaction; return the last one's first row."""
+    async with database.session() as session:
+        result: Any = None
+        for statement in statements:
+            result = await session.execute(text(statement), values)
+        return result.first() if result.returns_rows else None
+
+
+async def test_a_session_is_strict_in_utc_and_bounded(database: Database) -> None:
+    found = await run(
+        database,
+        "SELECT @@time_zone, @@character_set_client, @@max_statement_time, @@lock_wait_timeout,"
+        " @@innodb_lock_wait_timeout, @@idle_transaction_timeout, @@sql_mode",
+    )
+
+    assert tuple(found)[:6] == ("+00:00", "utf8mb4", 1.0, 1, 1, 60)
+    assert {"STRICT_ALL_TABLES", "ONLY_FULL_GROUP_BY"} <= set(found[6].split(","))
+
+
+@pytest.mark.parametrize(
+    ("statement", "status", "code"),
+    [
+        ("INSERT INTO parents VALUES (1, 'again', 1)", 409, "23505"),
+        ("INSERT INTO children VALUES (9, 77)", 409, "23503"),
+        ("DELETE FROM parents WHERE id = 1", 409, "23503"),
+        ("INSERT INTO parents VALUES (9, NULL, 1)", 422, "23502"),
+        ("INSERT INTO parents (id) VALUES (9)", 422, "23502"),
+        ("INSERT INTO parents VALUES (9, 'too long', 1)", 422, "22001"),
+        ("INSERT INTO parents VALUES (9, 'nine', 99999)", 422, "22003"),
+        ("INSERT INTO parents VALUES (9, 'nine', -1)", 422, "23514"),
+        ("INSERT INTO parents VALUES (9, 'nine', 'x')", 422, "22000"),
+        ("SELECT SLEEP(9)", 504, "57014"),
+        ("KILL QUERY CONNECTION_ID()", 504, "57014"),
+        ("KILL CONNECTION_ID()", 503, "57P01"),
+        ("SELECT * FROM nowhere", None, "42S02"),
+    ],
+)
+async def test_errors_are_answered_as_those_of_postgresql(
+    database: Database, statement: str, status: int | None, code: str
+) -> None:
+    with pytest.raises(DBAPIError) as caught:
+        await run(database, statement)
+
+    found = answer(sqlstate(caught.value))
+    assert (sqlstate(caught.value), found and found.status) == (code, status)
+    assert tuple(await run(database, "SELECT count(*) FROM parents")) == (2,)
+
+
+async def test_a_lock_and_a_deadlock_are_told_apart(database: Database) -> None:
+    change = text("UPDATE parents SET number = 3 WHERE id = :id")
+
+    async def both(first: int, second: int, barrier: asyncio.Barrier) -> str | None:
+        try:
+            async with database.session() as session:
+                await session.execute(change, {"id": first})
+                await barrier.wait()
+                await session.execute(change, {"id": second})
+        except DBAPIError as error:
+            return sqlstate(error)
+        return None
+
+    barrier = asyncio.Barrier(2)
+    codes = await asyncio.gather(both(1, 2, barrier), both(2, 1, barrier))
+    assert [is_retryable(code) for code in codes if code] == [True]
+
+    async with database.session() as session:
+        await session.execute(change, {"id": 1})
+        with pytest.raises(DBAPIError) as caught:
+            await run(database, "SELECT 1 FROM parents WHERE id = 1 FOR UPDATE NOWAIT")
+    assert sqlstate(caught.value) == "55P03"
+
+
+async def test_what_is_cancelled_loses_its_connection_and_no_rows_of_others(
+    database: Database,
+) -> None:
+    statements = (
+        "SELECT :n, SLEEP(:n % 7 / 1000)",
+        "SELECT :n, REPEAT('x', 300000) UNION ALL SELECT :n, REPEAT('y', 300000)",
+        "SELECT :n, seq FROM seq_1_to_500",
+    )
+    others: list[int] = []
+
+    async def one(number: int) -> None:
+        async with database.session() as session:
+            rows = await session.execute(text(statements[number % 3]), {"n": number})
+            others.extend(row[0] for row in rows if row[0] != number)
+
+    tasks = [asyncio.create_task(one(number)) for number in range(600)]
+    for number, task in enumerate(tasks):
+        if number % 2:
+            asyncio.get_running_loop().call_later(number % 100 / 100, task.cancel)
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert others == []
+    assert sum(task.cancelled() for task in tasks) > 0
+    assert tuple(await run(database, "SELECT 7")) == (7,)
+    assert database.pool.snapshot().in_use == 0
+
+
+async def test_a_connection_cancelled_in_a_statement_is_the_only_one_lost(
+    database: Database,
+) -> None:
+    assert await database.pool.warm(3, deadline=10) == 3
+    before = database.pool.snapshot().connects
+    task = asyncio.create_task(run(database, "SELECT SLEEP(0.9)"))
+    while database.pool.snapshot().in_use == 0:  # noqa: ASYNC110 -- nothing is set for it
+        await asyncio.sleep(0.001)
+
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert await database.pool.warm(3, deadline=10) == 3
+    assert database.pool.snapshot().connects == before + 1
+
+
+async def test_tls_is_checked_and_never_left_out(mariadb: MariaDB, url: str) -> None:
+    host = url.replace("127.0.0.1", "localhost")
+    for wanted in (
+        f"{url}?sslmode=require",
+        f"{host}?sslmode=verify-full&ssl_ca={mariadb.certificate}",
+        f"{url}?sslmode=verify-ca&ssl_ca={mariadb.certificate}",
+    ):
+        database = Database("primary", "mysql", url=wanted, required_at_start=True)
+        async with database.open():
+            assert (await run(database, "SHOW STATUS LIKE 'Ssl_cipher'"))[1]
+    refused = f"{url}?sslmode=verify-full&ssl_ca={mariadb.certificate}"
+    database = Database(
+        "primary", "mysql", url=refused, required_at_start=True, connect_timeout=0.5
+    )
+    with pytest.raises(Unreachable, match="certificate"):
+        async with database.open():
+            pass
+
+
+async def test_times_keep_their_moment_and_need_a_zone(url: str) -> None:
+    class Base(DeclarativeBase):
+        metadata = MetaData()
+        type_annotation_map = TYPES
+
+    class Event(Base):
+        __tablename__ = "events"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        at: Mapped[datetime]
+
+    noon = datetime(2026, 1, 1, 12, 0, 0, 123456, timezone(timedelta(hours=2)))
+    async with Database("primary", "mysql", url=url).open() as database:
+        async with database.session() as session:
+            connection = await session.connection()
+            await connection.run_sync(Base.metadata.create_all)
+            session.add(Event(id=1, at=noon))
+        async with database.session() as session:
+            event = await session.get_one(Event, 1)
+            assert (event.at, event.at.tzinfo) == (noon, UTC)
+        with pytest.raises(DataError) as caught:
+            async with database.session() as session:
+                session.add(Event(id=2, at=datetime(2026, 1, 1)))  # noqa: DTZ001 -- none, on purpose
+        assert sqlstate(caught.value) == "22000"
+
+
+async def test_a_migration_that_fails_half_way_leaves_its_first_half(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "migrations" / "primary"
+    folder.mkdir(parents=True)
+    for revision, after, second in (("0001", None, "SELECT 1"), ("0002", "0001", "SELECT nothing")):
+        (folder / f"{revision}.py").write_text(
+            f'"""{revision}."""\nfrom alembic import op\nrevision = "{revision}"\n'
+            f"down_revision = {after!r}\n\n\ndef upgrade():\n"
+            f'    op.execute("CREATE TABLE t{revision} (id int)")\n    op.execute("{second}")\n'
+        )
+    database = Database("primary", "mysql", url=url, base=Base)
+
+    with pytest.raises(DBAPIError):
+        await migrations.migrate(database)
+
+    assert [each.applied for each in await migrations.history(database)] == [True, False]
+    async with database.open():
+        await run(database, "SELECT * FROM t0002")
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("mysql+aiomysql://u@h/n", "driver aiomysql cannot work here; write mysql://"),
+        ("mysql://u@h", "names no database; write it as mysql://user:password@host:3306/name"),
+        ("mariadb://u@h/n?charset=latin1", "parameter charset is utf8mb4 or left out"),
+        ("mysql://u@h/n?sslmode=prefer", "sslmode is one of disable, require, verify-ca"),
+        ("mysql://u@h/n?autocommit=1", "parameter autocommit is not known here"),
+    ],
+)
+def test_a_url_that_cannot_work_is_refused(written: str, said: str) -> None:
+    with pytest.raises(NotConfigured, match=said.replace("+", r"\+").replace("?", r"\?")):
+        Database("primary", "mysql", url=written).read_settings({})
