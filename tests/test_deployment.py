@@ -64,8 +64,7 @@ def test_other_files_are_of_their_schemas(services: list[Service]) -> None:
 
 def test_zizmor_finds_nothing(services: list[Service]) -> None:
     workflows = [each.path / ".github" for each in services if (each.path / ".github").exists()]
-    accepted(BIN / "zizmor", "--offline", "--pedantic", *workflows)
-    accepted(BIN / "zizmor", "--offline", ROOT / ".github")
+    accepted(BIN / "zizmor", "--offline", ROOT / ".github", *workflows)
 
 
 def test_platforms_wait_longer_than_a_service_takes_to_stop(services: list[Service]) -> None:
