@@ -72,6 +72,20 @@ async def test_twenty_clients_on_two_connections_get_their_own_answers(
         assert await connection.scalar(text(backends)) <= 2
 
 
+async def test_readers_and_sessions_work(pooled: Database) -> None:
+    async with pooled.session() as session:
+        await session.execute(text("CREATE TABLE numbers (n int)"))
+        await session.execute(text("INSERT INTO numbers SELECT generate_series(1, 500)"))
+
+    count = text("SELECT count(*) FROM numbers WHERE n > :n")
+    found = await asyncio.gather(*(pooled.reader.scalar(count, {"n": n}) for n in range(100)))
+    async with pooled.reader.stream(text("SELECT n FROM numbers ORDER BY n")) as result:
+        streamed = [row.n async for row in result]
+
+    assert found == [500 - n for n in range(100)]
+    assert streamed == list(range(1, 501))
+
+
 async def test_a_changed_column_is_read_as_what_it_is_now(pooled: Database) -> None:
     async with pooled.engine.begin() as connection:
         await connection.execute(text("CREATE TABLE moments (at bigint)"))
