@@ -11,6 +11,7 @@ from jinja2 import Environment
 from mariadb import MariaDB, running_mariadb
 from pytest_copie.plugin import Copie
 from rendering import ROOT, Renderer, commit_all
+from updating import write_history
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux has a tmpfs
 
@@ -76,6 +77,12 @@ def template_repository(template: Path, tmp_path_factory: pytest.TempPathFactory
     shutil.copytree(template, folder)
     commit_all(folder, tag="v1.0.0")
     return folder
+
+
+@pytest.fixture(scope="session")
+def history(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a repository of all releases and of the template as it stands: read only."""
+    return write_history(tmp_path_factory.mktemp("history") / "fastapi-pools", template)
 
 
 @pytest.fixture(scope="session")

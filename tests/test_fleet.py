@@ -11,7 +11,7 @@ import yaml
 from owner import edit
 from releases import ROOT, git, listed
 from rendering import commit_all
-from updating import HEAD, copy, write_history
+from updating import HEAD, copy
 from variants import curated
 
 pytestmark = pytest.mark.timeout(900)
@@ -41,12 +41,6 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (folder / name).chmod(0o755)
     path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
     return {**os.environ, "PATH": path, "GH_LOG": str(folder / "gh.log")}
-
-
-@pytest.fixture(scope="module")
-def history(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a repository of all releases and of the template as it stands: read only."""
-    return write_history(tmp_path_factory.mktemp("history") / "fastapi-pools", template)
 
 
 @pytest.fixture(scope="module")

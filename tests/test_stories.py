@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from releases import ROOT, git, listed
 from rendering import commit_all
 from running import run
-from updating import copy, write_history
+from updating import copy
 
 SQLITE: dict[str, Any] = {"name": "primary", "engine": "sqlite"}
 UV = """\
@@ -52,12 +51,6 @@ def tell(title: str, folder: Path, **variables: str) -> None:
 
     assert done.returncode == 0, done.stdout
     assert git(folder, "diff", "--name-only", "--diff-filter=U") == ""
-
-
-@pytest.fixture(scope="module")
-def history(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a repository of all releases and of the template as it stands: read only."""
-    return write_history(tmp_path_factory.mktemp("history") / "fastapi-pools", template)
 
 
 def orders(history: Path, folder: Path, *databases: dict[str, Any]) -> Path:

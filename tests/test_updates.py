@@ -23,7 +23,6 @@ from updating import (
     pattern,
     tree,
     update,
-    write_history,
 )
 from variants import Variant, curated
 
@@ -35,12 +34,6 @@ CASES = [
     for release in listed()
     for variant in (VARIANTS if release in newest_of_each_minor(listed()) else VARIANTS[:1])
 ]
-
-
-@pytest.fixture(scope="session")
-def history(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a repository of all releases and of the template as it stands: read only."""
-    return write_history(tmp_path_factory.mktemp("history") / "fastapi-pools", template)
 
 
 def chosen(name: str) -> Variant:
