@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from hmac import compare_digest
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Request, Response
@@ -208,6 +209,8 @@ def observed(databases: "Databases") -> Generator[None]:
         database.pool.usage.on_connect = create
         database.pool.usage.on_wait = wait
         database.pool.usage.on_return = use
+    if databases.service.metrics_token:
+        import_module("prometheus_client")  # It takes a while: not while requests wait.
     _observed[id(databases)] = databases
     try:
         yield
