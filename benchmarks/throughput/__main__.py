@@ -153,8 +153,7 @@ class Service:
         )
         figures: Figures = json.loads(done.stdout)
         used = self.cpu() - before
-        # The clients' warm-up is served too, and counted nowhere else.
-        figures["cpu"] = used / max(figures["rate"] * (seconds + 0.25), 1)
+        figures["cpu"] = used / max(figures["answered"], 1)
         return figures
 
     def stop(self) -> None:
@@ -235,9 +234,9 @@ async def round_trips(contender: str, urls: dict[str, str], folder: Path) -> Fig
             for name, (method, path) in SCENARIOS.items():
                 await asyncio.to_thread(service.load, method, path, 1, 0.1)  # Statements prepared.
                 before = first.round_trips + second.round_trips
-                rate = (await asyncio.to_thread(service.load, method, path, 1, 0.2))["rate"]
+                found = await asyncio.to_thread(service.load, method, path, 1, 0.2)
                 sent = first.round_trips + second.round_trips - before
-                counts[name] = sent / max(rate * 0.45, 1)
+                counts[name] = sent / max(found["answered"], 1)
             await asyncio.to_thread(service.load, *SCENARIOS["read"], 32, 0.2)
             counts["connections"] = first.accepted
         finally:

@@ -72,10 +72,13 @@ class Results:
     def __init__(self) -> None:
         self.going, self.counting = True, False
         self.times: list[float] = []
+        self.answered = 0
+        """All answers, counted or not."""
         self.errors = 0
 
     def note(self, seconds: float, *, good: bool) -> None:
         """Note an answer."""
+        self.answered += 1
         if self.counting and self.going:
             self.times.append(seconds)
             self.errors += not good
@@ -104,6 +107,7 @@ async def main() -> None:
                 "p50": times[len(times) // 2],
                 "p99": times[len(times) * 99 // 100],
                 "errors": results.errors,
+                "answered": results.answered,
             }
         )
     )
