@@ -1,5 +1,6 @@
 """Replicas, on a real primary and a server that follows it."""
 
+import re
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -172,7 +173,9 @@ async def test_a_replica_has_no_sessions(pair: Pair) -> None:
                 pass
 
 
-async def test_a_replica_that_is_behind_is_not_read(pair: Pair) -> None:
+async def test_a_replica_that_is_behind_is_not_read(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
     async with opened(pair, max_lag=0.001) as (primary, replica):
         await write(primary)
         await caught_up(primary, replica)
@@ -191,6 +194,11 @@ async def test_a_replica_that_is_behind_is_not_read(pair: Pair) -> None:
 
         await caught_up(primary, replica)
         assert source(replica) is replica
+        said = [each for each in caplog.messages if "its primary" in each]
+        assert [re.sub(r"\d+\.\d", "N", each) for each in said] == [
+            "replica: N s behind its primary",
+            "replica: near enough again to its primary",
+        ]
 
 
 @pytest.mark.parametrize("declared", [{"fallback": False}, {"max_lag": 0}])
@@ -198,10 +206,18 @@ async def test_a_replica_that_is_behind_is_read_if_that_is_wanted(
     pair: Pair, declared: dict[str, Any]
 ) -> None:
     async with opened(pair, **({"max_lag": 0.001} | declared)) as (primary, replica):
+        await write(primary)
         await caught_up(primary, replica)
-        replica.probe.lag = 5
+        async with pair.paused():
+            await write(primary)
+            await primary.probe.ask()
 
-        assert source(replica) is replica
+            async def is_behind() -> bool:
+                await replica.probe.ask()
+                return replica.probe.lag > 0.001
+
+            await until(is_behind)
+            assert source(replica) is replica
 
 
 async def test_a_replica_that_is_down_is_not_read(pair: Pair) -> None:

@@ -133,7 +133,7 @@ class Database:
         """Whether the server answers and, of a replica, is near enough to its primary."""
         if not self.probe.is_up:
             return "down"
-        return "lagging" if 0 < self.settings.max_lag < self.probe.lag else "up"
+        return "lagging" if self.probe.is_behind else "up"
 
     @property
     def is_open(self) -> bool:
@@ -194,7 +194,7 @@ class Database:
             for url in urls
         ]
         if self.replica_of:
-            return ReplicaProbe(self.name, engines, self.replica_of.history)
+            return ReplicaProbe(self.name, engines, self.replica_of.history, settings.max_lag)
         if self.replicas:
             return PrimaryProbe(self.name, engines[0], self.history)
         return Probe(self.name, engines[0])

@@ -51,6 +51,8 @@ class Probe:
         """How far a primary, or the last of a replica's hosts, has come; see `replicas`."""
         self.lag = 0.0
         """Seconds that a replica is behind its primary."""
+        self.is_behind = False
+        """Whether that is more than `max_lag`."""
         self.answer: Any = None
         """What the server answered last; None when it was an error."""
         self._question = question

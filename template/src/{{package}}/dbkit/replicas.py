@@ -5,6 +5,7 @@ that has come to the position at which a commit ended has what was committed.
 """
 
 import asyncio
+import logging
 import re
 from bisect import bisect_right
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -27,6 +28,8 @@ from .sqlstates import is_retryable, sqlstate
 
 if TYPE_CHECKING:
     from .database import Database
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -98,9 +101,12 @@ class PrimaryProbe(Probe):
 class ReplicaProbe(Probe):
     """Asks each host of a replica how far it has come: up while one is, as far as the last one."""
 
-    def __init__(self, name: str, engines: Sequence[AsyncEngine], primary: History) -> None:
+    def __init__(
+        self, name: str, engines: Sequence[AsyncEngine], primary: History, max_lag: float
+    ) -> None:
         super().__init__(name, engines[0])
         self._hosts = [Probe(name, engine, question=POSITION) for engine in engines]
+        self._max_lag = max_lag
         self._primary = primary
 
     async def ask(self) -> None:
@@ -113,6 +119,11 @@ class ReplicaProbe(Probe):
         known = [position for position in positions if position is not None]
         self.position = min(known) if known and len(known) == len(positions) else None
         self.lag = 0.0 if self.position is None else self._primary.seconds_behind(self.position)
+        is_behind = 0 < self._max_lag < self.lag
+        if is_behind is not self.is_behind:
+            self.is_behind = is_behind
+            state = f"{self.lag:.1f} s behind" if is_behind else "near enough again to"
+            logger.warning("%s: %s its primary", self._name, state)
 
     async def _hang_up(self) -> None:
         await asyncio.gather(*(host.stop() for host in self._hosts))
