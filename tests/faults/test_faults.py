@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pool_proxy import Proxy
@@ -56,11 +57,13 @@ async def test_at_most_one_request_fails_for_each_connection_that_was_ended(
 
 async def test_a_promoted_replica_is_found_by_its_address(folder: Path) -> None:
     """Writes fail until the address leads there; what is connected elsewhere is then retired."""
-    async with site(folder / "demoted") as servers, ours(servers.url) as contender:
-        outcome = await Load(contender).run(lambda: demoted_primary(servers))
+    few: Any = {"queue_target": 0, "pool_size": 4}
+    async with site(folder / "demoted") as servers, ours(servers.url, **few) as contender:
+        outcome = await Load(contender, patience=30).run(lambda: demoted_primary(servers))
 
         assert_sound(outcome)
         assert "DBAPIError" in outcome.errors
+        assert outcome.failed["after"] <= 4, outcome
 
 
 async def test_a_promoted_replica_is_found_among_the_hosts(folder: Path) -> None:
