@@ -41,6 +41,7 @@ RUN_BY = {
     "uv run ruff": (".ci/run", "ruff check"),
     "copier check-update": ("tests/test_fleet.py", "test_workflow_opens_a_pull_request_once"),
     "copier update": ("tests/updating.py", "run_update"),
+    "uv run --group plots": ("benchmarks/throughput/plot.py", "__main__"),
     "uv run --group benchmarks": ("benchmarks/throughput/__main__.py", '"--also"'),
     "python fleet.py": ("tests/test_fleet.py", "test_all_are_updated_without_conflict"),
     "uvx copier update": ("tests/test_questions.py", "run_update"),
