@@ -123,7 +123,7 @@ def test_settings_say_where_they_come_from_and_hide_the_password(page: Page) -> 
     row = card.locator("details tr")
     expect(row.filter(has_text="DATABASE_POOL_SIZE")).to_contain_text("declared")
     expect(row.filter(has_text="DATABASE_DRAIN_TIMEOUT")).to_contain_text("environment")
-    expect(row.filter(has_text="DATABASE_URL")).to_contain_text("postgres:***@127.0.0.1")
+    expect(row.filter(has_text="DATABASE_URLpostgresql")).to_contain_text("postgres:***@127.0.0.1")
 
 
 def test_an_exhausted_pool_names_who_holds_it_by_route_and_line(

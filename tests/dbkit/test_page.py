@@ -53,6 +53,8 @@ async def service(
     database_url: URL, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Service]:
     monkeypatch.delenv(DEVELOPMENT, raising=False)
+    password = database_url.password or ""
+    monkeypatch.setenv("PRIMARY_DATABASE_PASSWORD", password)
     monkeypatch.setenv("POOLS_TOKEN", getattr(request, "param", TOKEN))
     service = Service(database_url)
     async with service.databases.open(), service.client:

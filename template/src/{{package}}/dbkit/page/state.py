@@ -111,7 +111,9 @@ def settings_of(database: Database) -> list[dict[str, str]]:
     """List the settings in force, and where each comes from."""
     shown: list[dict[str, str]] = []
     for field in DatabaseSettings.model_fields:
-        value = getattr(database.settings, field)
+        value: Any = getattr(database.settings, field)
+        if "password" in field and value:
+            value = "***"
         if field == "url":
             where = {key: value.query[key] for key in ("host", "port") if key in value.query}
             value = value.set(query=where).render_as_string(hide_password=True)
