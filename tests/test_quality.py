@@ -167,14 +167,20 @@ def test_env_example_lists_every_variable_with_its_default(service: Service) -> 
         assert f"# {field.description}\n# {name.upper()}={shown}\n" in text
     assert re.findall(r"^# (\w*DATABASE_\w+)=", text, re.MULTILINE) == [
         "DATABASE_URL",
+        *(["TEST_DATABASE_URL"] if first["engine"] == "mysql" else []),
         *(f"DATABASE_{name.upper()}" for name in settings),
         *(
-            f"{each['name'].upper()}_DATABASE_{variable}"
+            f"{each['name'].upper()}_{variable}"
             for each in others
             for variable in [
-                "URL",
-                *(["REQUIRED", *map(str.upper, ONLY_REPLICAS)] if "replica_of" in each else []),
-                *(["POOL_SIZE"] if "pool_size" in each else []),
+                "DATABASE_URL",
+                *(["TEST_DATABASE_URL"] if each["engine"] == "mysql" else []),
+                *(
+                    [f"DATABASE_{name.upper()}" for name in ("required", *ONLY_REPLICAS)]
+                    if "replica_of" in each
+                    else []
+                ),
+                *(["DATABASE_POOL_SIZE"] if "pool_size" in each else []),
             ]
         ),
     ]
