@@ -39,3 +39,21 @@ def test_workflows_pin_actions_and_may_only_read() -> None:
         for action in uses:
             assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)
         assert yaml.safe_load(text)["permissions"] == {"contents": "read"}
+
+
+def test_design_names_every_module_of_the_kit() -> None:
+    kit = ROOT / "template" / "src" / "{{package}}" / "dbkit"
+    table = (
+        (ROOT / "docs" / "design.md").read_text().partition("| module |")[2].partition("\n\n")[0]
+    )
+    named: list[str] = []
+    for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
+        folder = ""
+        for name in re.findall(r"`([\w./]+)`", row):  # `pool/waiters.py`, `connections.py`
+            folder = name.rpartition("/")[0] or folder
+            named.append(name if "/" in name or not folder else f"{folder}/{name}")
+
+    packages = {f"{path.parent.name}/" for path in kit.glob("*/*.py")}
+    modules = {path.name for path in kit.glob("*.py")} - {"__init__.py"}
+    pool = {f"pool/{path.name}" for path in kit.glob("pool/*.py")} - {"pool/__init__.py"}
+    assert sorted(named) == sorted(packages | modules | pool)

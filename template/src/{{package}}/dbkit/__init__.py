@@ -5,7 +5,8 @@ are declared in `databases/`.
 """
 
 from .app import install
-from .database import Database, Databases
+from .database import Database
+from .databases import Databases
 from .dependencies import reader_from, session_from
 from .errors import (
     DatabaseError,

@@ -2,7 +2,7 @@
 
 from fastapi import FastAPI
 
-from .database import Databases
+from .databases import Databases
 from .disconnects import CancelOnDisconnect
 from .exception_handlers import add_exception_handlers
 from .health import health_router

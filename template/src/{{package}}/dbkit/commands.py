@@ -26,7 +26,8 @@ from sqlalchemy.util import greenlet_spawn
 from . import checks, migrations, pools, reloading
 from . import inspectdb as inspection
 from .credentials import TLS_PARAMETERS, Credentials
-from .database import Database, Databases
+from .database import Database
+from .databases import Databases
 from .embedded import EmbeddedPostgres, find_binaries
 from .errors import DatabaseError, EmbeddedFailed, NotConfigured
 from .page.access import DEVELOPMENT, LOOPBACK

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from .budget import Limits, read_limits
 
 if TYPE_CHECKING:
-    from .database import Databases
+    from .databases import Databases
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from .pool import FairPool
 from .usage import BUCKETS
 
 if TYPE_CHECKING:
-    from .database import Databases
+    from .databases import Databases
 
 logger = logging.getLogger(__name__)
 

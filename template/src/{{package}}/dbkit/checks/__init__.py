@@ -11,7 +11,8 @@ from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 
 from ..budget import HINT, Claim, excesses, read_limits
-from ..database import Database, Databases
+from ..database import Database
+from ..databases import Databases
 from ..engine import create_engine
 from ..errors import DatabaseError, NotConfigured
 from ..service import read_service_settings

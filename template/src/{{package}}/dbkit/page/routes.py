@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 from starlette.routing import Match, Mount, Route, Router
 from starlette.types import Receive, Scope, Send
 
-from ..database import Databases
+from ..databases import Databases
 from .access import is_closed, is_same, let_in, may_see
 from .state import State
 

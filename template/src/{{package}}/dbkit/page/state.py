@@ -10,7 +10,8 @@ from dataclasses import asdict
 from time import monotonic
 from typing import Any
 
-from ..database import Database, Databases
+from ..database import Database
+from ..databases import Databases
 from ..engine import SERVICE
 from ..settings import DatabaseSettings
 from ..usage import Holder

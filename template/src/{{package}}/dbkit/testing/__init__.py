@@ -28,7 +28,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import DeclarativeBase
 
-from ..database import Databases
+from ..databases import Databases
 from . import faults
 from .folder import remove_unused, run_parent
 from .homes import Home, find_homes

@@ -22,7 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import migrations
 from ..checks import address
-from ..database import Database, Databases
+from ..database import Database
+from ..databases import Databases
 from ..embedded import TEST_SETTINGS, EmbeddedPostgres
 from ..engine import create_engine
 from ..errors import NotConfigured

@@ -1,0 +1,116 @@
+"""The databases of a service: read, opened, watched and closed together."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from typing import Self
+
+from .budget import Claim, excesses
+from .database import Database
+from .errors import NotConfigured
+from .health import notice_sigterm
+from .service import ServiceSettings, read_service_settings
+from .settings import DatabaseSettings, environment, misspelt, read_log_format
+from .telemetry import log_pools, observed
+from .watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+
+class Databases(Mapping[str, Database]):
+    """The databases of a service, by name, opened and closed together."""
+
+    def __init__(self, *databases: Database) -> None:
+        self._by_name = {database.name: database for database in databases}
+        self.service = ServiceSettings()
+        """Settings of the service; the defaults until it is opened."""
+        self.stopping = False
+
+    def __getitem__(self, name: str) -> Database:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def read_settings(self) -> dict[str, DatabaseSettings]:
+        """Read the settings of all; `NotConfigured` holds the faults of all."""
+        variables = environment()
+        settings: dict[str, DatabaseSettings] = {}
+        faults: list[str] = []
+        for database in self.values():
+            try:
+                settings[database.name] = database.read_settings(variables)
+            except NotConfigured as error:
+                faults += [fault for fault in error.faults if fault not in faults]  # of a replica
+        if faults:
+            raise NotConfigured(faults)
+        return settings
+
+    def misspelt_variables(self) -> dict[str, str]:
+        """Map variables that miss every database by a letter or two to what they may mean.
+
+        Those that begin as a database's do are faults of its settings, and not among these.
+        """
+        prefixes = tuple(database.env_prefix for database in self.values())
+        found = misspelt(environment(), prefixes)
+        return {name: near for name, near in found.items() if not name.startswith(prefixes)}
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[Self]:
+        """Open every database; on exit, close them. To be entered in the lifespan."""
+        settings = self.read_settings()
+        variables = environment()
+        self.service = read_service_settings(variables)
+        read_log_format(variables)
+        if opened := [each.name for each in self.values() if each.is_open]:
+            raise RuntimeError(f"{opened[0]}: open already; a service opens its databases once")
+        for name, nearest in self.misspelt_variables().items():
+            logger.warning("%s is read by nobody; did you mean %s?", name, nearest)
+        self.stopping = False
+        try:
+            starts = (each.start(settings[each.name]) for each in self.values())
+            for outcome in await asyncio.gather(*starts, return_exceptions=True):
+                if outcome is not None:
+                    raise outcome
+            self._compare_with_budget()
+            with self._watched(), notice_sigterm(self._stop, self.service.shutdown_delay):
+                yield self
+        finally:
+            # All at once: one that drains slowly takes nothing from the others' time.
+            await asyncio.gather(*(database.stop() for database in self.values()))
+
+    @contextmanager
+    def _watched(self) -> Generator[None]:
+        """Tell what the pools do, and what blocks the event loop."""
+        log = asyncio.create_task(log_pools(self, self.service.pools_log_interval))
+        after = self.service.blocked_loop_after
+        watching = Watchdog(after, self._in_use).watching() if after else nullcontext()
+        try:
+            with observed(self), watching:
+                yield
+        finally:
+            log.cancel()
+
+    def _in_use(self) -> str:
+        return ", ".join(
+            f"{each.pool.checkedout()} of {each.name}" for each in self.values() if each.is_open
+        )
+
+    def _compare_with_budget(self) -> None:
+        """Warn of limits of the servers that all processes together can exceed."""
+        claims = [
+            Claim(each.name, each.settings, each.probe.limits)
+            for each in self.values()
+            if each.probe.limits and not each.settings.pgbouncer
+        ]
+        for excess in excesses(claims, self.service.processes):
+            logger.warning(
+                "%s: %s; see `manage.py check --deploy`", excess.claims[0].database, excess
+            )
+
+    def _stop(self) -> None:
+        self.stopping = True
