@@ -13,7 +13,7 @@ from pytest_copie.plugin import Copie
 from rendering import ROOT, Renderer, commit_all
 from updating import write_history
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux has a tmpfs
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- where Linux has a tmpfs
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -57,3 +57,10 @@ def test_design_names_every_module_of_the_kit() -> None:
     modules = {path.name for path in kit.glob("*.py")} - {"__init__.py"}
     pool = {f"pool/{path.name}" for path in kit.glob("pool/*.py")} - {"pool/__init__.py"}
     assert sorted(named) == sorted(packages | modules | pool)
+
+
+def test_each_ignored_rule_in_a_service_has_its_reason() -> None:
+    for path in (ROOT / "template").rglob("*.py*"):
+        for line in path.read_text().splitlines():
+            if "# noqa" in line or "# pyright: ignore" in line:
+                assert " -- " in line, f"{path.name}: {line}"

@@ -17,7 +17,7 @@ if str(KIT) not in sys.path:
 
 from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres  # noqa: E402
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux has a tmpfs; the folder in it is 0700
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- where Linux has a tmpfs; the folder in it is 0700
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,7 @@ def test_callers_are_served_and_nothing_is_left(url: URL, run: Run) -> None:
         for task in impatient[::2]:
             task.cancel()
         await asyncio.gather(*impatient, return_exceptions=True)
-        while pool_of(engine).snapshot().in_use:  # noqa: ASYNC110 - nothing is set for it
+        while pool_of(engine).snapshot().in_use:  # noqa: ASYNC110 -- nothing is set for it
             await asyncio.sleep(0.001)
         assert await pool_of(engine).drain(5) == 0
         await engine.dispose()

@@ -62,14 +62,14 @@ async def backends(url: URL) -> int:
 async def see(url: URL, expected: int) -> None:
     """Wait until the server has so many processes for the test's database."""
     async with asyncio.timeout(10):
-        while await backends(url) != expected:  # noqa: ASYNC110 - the server sets no event
+        while await backends(url) != expected:  # noqa: ASYNC110 -- the server sets no event
             await asyncio.sleep(0.005)
 
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that happens in the background."""
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - nor does the pool, for this
+        while not condition():  # noqa: ASYNC110 -- nor does the pool, for this
             await asyncio.sleep(0.005)
 
 

@@ -109,7 +109,7 @@ class EmbeddedPostgres:
 
     def _launch(self, binaries: Path) -> bool:
         """Start a server; False when another process has the directory."""
-        guard = subprocess.Popen(  # noqa: S603 - our own arguments
+        guard = subprocess.Popen(  # noqa: S603 -- our own arguments
             [
                 *(sys.executable, "-I", "-S", Path(__file__).with_name("embedded_guard.py")),
                 *(binaries, self.directory),
@@ -202,7 +202,7 @@ class EmbeddedPostgres:
     def create_database(self, name: str) -> None:
         """Create a database unless there is one of that name; also within a running event loop."""
         address = ["--host", _HOST, "--port", str(self.port), "--username", _USER]
-        created = subprocess.run(  # noqa: S603 - a program of ours; the name is one argument
+        created = subprocess.run(  # noqa: S603 -- a program of ours; the name is one argument
             [find_binaries() / "createdb", *address, "--", name],
             env=_environment(PGPASSWORD=self.password),
             check=False,

@@ -108,14 +108,14 @@ class Guard:
                     os._exit(1)
 
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(  # noqa: S603 - our own arguments
+            self.process = subprocess.Popen(  # noqa: S603 -- our own arguments
                 [self.binaries / program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,
                 pass_fds=self.inherited,
-                preexec_fn=end_with_guard if _libc else None,  # noqa: PLW1509 - no thread yet
+                preexec_fn=end_with_guard if _libc else None,  # noqa: PLW1509 -- no thread yet
             )
         return self.process
 
@@ -126,7 +126,7 @@ class Guard:
     def initialise(self) -> None:
         """Make the data directory, whole or not at all."""
         made_by = self.data / "PG_VERSION"
-        version = subprocess.check_output([self.binaries / "postgres", "--version"], text=True)  # noqa: S603
+        version = subprocess.check_output([self.binaries / "postgres", "--version"], text=True)  # noqa: S603 -- ours
         ours = version.split()[2]
         if made_by.exists():
             major = made_by.read_text().strip()
@@ -186,7 +186,7 @@ class Guard:
             return
         if sys.platform == "win32":
             stop = [self.binaries / "pg_ctl", "stop", "--mode=fast", "-D", self.data]
-            subprocess.run(stop, check=False, capture_output=True)  # noqa: S603 - our own arguments
+            subprocess.run(stop, check=False, capture_output=True)  # noqa: S603 -- our own arguments
         for number in (signal.SIGINT, getattr(signal, "SIGQUIT", signal.SIGTERM)):
             if sys.platform != "win32":
                 process.send_signal(number)

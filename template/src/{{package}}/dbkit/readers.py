@@ -172,16 +172,16 @@ def is_plain(statement: Any) -> bool:
     That is one which returns columns, each of which is named in its table as in its class.
     """
     if statement.is_dml:
-        columns = statement._returning  # noqa: SLF001
+        columns = statement._returning  # noqa: SLF001 -- told nowhere else
     elif statement.__visit_name__ == "select":
-        columns = statement._raw_columns  # noqa: SLF001
+        columns = statement._raw_columns  # noqa: SLF001 -- told nowhere else
     else:
         return False
-    return not statement._with_options and all(  # noqa: SLF001
+    return not statement._with_options and all(  # noqa: SLF001 -- told nowhere else
         isinstance(column, ColumnElement) and not is_renamed(column) for column in columns
     )
 
 
 def is_renamed(column: Any) -> bool:
     """Whether a column has another name in its class, hence in an ORM session's rows."""
-    return column._annotations.get("proxy_key", column.key) != column.key  # noqa: SLF001
+    return column._annotations.get("proxy_key", column.key) != column.key  # noqa: SLF001 -- told nowhere else

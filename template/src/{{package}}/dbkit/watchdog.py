@@ -73,7 +73,7 @@ class Watchdog:
         while not self._stop.wait(self._after / 2):
             late = monotonic() - self._beat - self._after / 2
             if late >= self._after and not self._told:
-                frames = sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+                frames = sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] -- documented
                 self._tell(frames[ident], late)
 
     def _tell(self, frame: FrameType, late: float) -> None:

@@ -26,7 +26,7 @@ class ItemCreate(BaseModel):
 class ItemUpdate(TypedDict, total=False):
     """What a client sends to change an item: only what changes, and no nulls."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore[reportGeneralTypeIssues]
+    __pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore[reportGeneralTypeIssues] -- pydantic's way
 
     name: Name
     quantity: Quantity

@@ -50,7 +50,7 @@ class Breaker:
         else:
             self._delay = min(2 * self._delay, LONGEST_DELAY)
         self.state = "open"
-        self.retry_at = now + self._delay * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+        self.retry_at = now + self._delay * random.uniform(0.5, 1.5)  # noqa: S311 -- no secret
         return opened
 
     def probe(self) -> None:

@@ -171,7 +171,7 @@ class Connections:
         try:
             async with asyncio.timeout(self.options.connect_timeout):
                 record = await greenlet_spawn(self._hooks.create)
-        except Exception as error:  # noqa: BLE001 - drivers raise what they like
+        except Exception as error:  # noqa: BLE001 -- drivers raise what they like
             self._note_failure(error)
         finally:
             self._connects.discard(task)
@@ -188,7 +188,7 @@ class Connections:
         """Count a new connection."""
         now = monotonic()
         lifetime = self.options.recycle if self.options.recycle > 0 else inf
-        lifetime *= random.uniform(1 - LIFETIME_JITTER, 1)  # noqa: S311 - no secret
+        lifetime *= random.uniform(1 - LIFETIME_JITTER, 1)  # noqa: S311 -- no secret
         if self.open >= self.options.limit:
             lifetime = 0.0  # The limit was lowered meanwhile.
         connection = cast("DBAPIConnection", record.dbapi_connection)
@@ -248,7 +248,7 @@ class Connections:
             async with asyncio.timeout(self.options.ping_timeout):
                 await ping(self._hooks.dialect(), slot)
             answered = True
-        except Exception as error:  # noqa: BLE001 - drivers raise what they like
+        except Exception as error:  # noqa: BLE001 -- drivers raise what they like
             self.counters.ping_errors += 1
             self.counters.lost += 1
             self.breaker.doubt(explain(error, self.options.ping_timeout), monotonic())
@@ -313,7 +313,7 @@ class Connections:
         """Let every connection expire in the next `within` seconds, each at another moment."""
         now = monotonic()
         for slot in self.slots.values():
-            slot.expires = min(slot.expires, now + random.uniform(0, within))  # noqa: S311 - no secret
+            slot.expires = min(slot.expires, now + random.uniform(0, within))  # noqa: S311 -- no secret
 
     def shrink(self) -> None:
         """Close what is beyond the limit: idle connections first, those unused for longest."""

@@ -44,10 +44,9 @@ class FairPool(Pool):
     that has ended.
     """
 
-    _is_asyncio = True  # pyright: ignore[reportAssignmentType] - as SQLAlchemy's own pools do
+    _is_asyncio = True  # pyright: ignore[reportAssignmentType] -- as SQLAlchemy's own pools do
 
-    # Not keyword-only: create_engine() finds the arguments of a pool among the positional ones.
-    def __init__(  # noqa: PLR0917
+    def __init__(  # noqa: PLR0917 -- create_engine() finds what a pool takes among these alone
         self,
         creator: Any,
         pool_size: int = 10,
@@ -207,9 +206,8 @@ class FairPool(Pool):
             dialect=self._dialect,
             _dispatch=self.dispatch,
         )
-        # Of one of us:
-        pool._connections.counters = self._connections.counters  # noqa: SLF001
-        pool._connections.usage = pool.usage = self.usage  # noqa: SLF001
+        pool._connections.counters = self._connections.counters  # noqa: SLF001 -- one of us
+        pool._connections.usage = pool.usage = self.usage  # noqa: SLF001 -- as well
         return pool
 
     def dispose(self) -> None:
@@ -512,4 +510,4 @@ class FairPool(Pool):
 
 def is_invalidated(record: Any) -> bool:
     """Whether SQLAlchemy would connect anew at the next checkout, on the path of a request."""
-    return record._soft_invalidate_time > record.starttime  # noqa: SLF001
+    return record._soft_invalidate_time > record.starttime  # noqa: SLF001 -- told nowhere else

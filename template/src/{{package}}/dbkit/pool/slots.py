@@ -36,7 +36,7 @@ def closed_check(dialect: Dialect, driver_connection: Any) -> Callable[[], bool]
     if dialect.driver == "asyncpg":
         return driver_connection.is_closed
     if dialect.driver == "asyncmy":
-        return lambda: driver_connection._stream_broken  # noqa: SLF001 - it says less in public
+        return lambda: driver_connection._stream_broken  # noqa: SLF001 -- it says less in public
     return never
 
 

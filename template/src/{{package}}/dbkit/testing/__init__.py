@@ -157,7 +157,7 @@ async def databases(
 class Isolated(Protocol):
     """Gives a task, and those that it begins, databases of their own until exit."""
 
-    def __call__(self) -> AbstractAsyncContextManager[None]: ...  # noqa: D102
+    def __call__(self) -> AbstractAsyncContextManager[None]: ...  # noqa: D102 -- its class says it
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def sync_client(
 class AddRows(Protocol):
     """Adds rows and commits; each finds its database by its base."""
 
-    async def __call__(self, *rows: DeclarativeBase) -> None: ...  # noqa: D102
+    async def __call__(self, *rows: DeclarativeBase) -> None: ...  # noqa: D102 -- its class says it
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ def add_rows(databases: Databases) -> AddRows:
 class Counting(Protocol):
     """Counts until exit, in one database or in all; fails unless there were `count`."""
 
-    def __call__(self, count: int, database: str | None = None) -> AbstractContextManager[None]: ...  # noqa: D102
+    def __call__(self, count: int, database: str | None = None) -> AbstractContextManager[None]: ...  # noqa: D102 -- its class says it
 
 
 @pytest.fixture
@@ -293,7 +293,7 @@ def counter(
 class PoolExhausted(Protocol):
     """Has the pool of a database exhausted until exit; callers wait `pool_timeout` seconds."""
 
-    def __call__(  # noqa: D102
+    def __call__(  # noqa: D102 -- its class says it
         self, database: str, pool_timeout: float = 0.1
     ) -> AbstractAsyncContextManager[None]: ...
 

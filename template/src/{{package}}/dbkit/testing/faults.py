@@ -29,7 +29,7 @@ async def exhausted(
                 await stack.enter_async_context(database.engine.connect())
         pool.options = replace(options, timeout=pool_timeout)
         # A timer may run that was set for the other timeout.
-        pool._background.cancel("queue")  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        pool._background.cancel("queue")  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] -- ours
         try:
             yield
         finally:

@@ -159,7 +159,7 @@ class Isolation:
 
     def _unfinished(self) -> set[asyncio.Task[Any]]:
         tasks = asyncio.all_tasks() & set(self.watch.users)
-        return tasks - self._before - {asyncio.current_task()}  # pyright: ignore[reportReturnType]
+        return tasks - self._before - {asyncio.current_task()}  # pyright: ignore[reportReturnType] -- no None among them
 
 
 def follow_sandbox(replica: Database) -> AbstractContextManager[None]:
