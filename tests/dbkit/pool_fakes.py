@@ -151,6 +151,10 @@ class FakeServer:
             self._thaw.set()
             self._thaw = None
 
+    def forget(self) -> None:
+        """Answer again, but for what was asked meanwhile: those packets are lost."""
+        self._thaw = None
+
     async def answer(self, connection: FakeConnection | None = None) -> None:
         """Answer, if there is somebody to."""
         if connection and connection.dead:

@@ -14,10 +14,15 @@ import pytest
 from conftest import KIT
 from dbkit import Database, Databases, install
 from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres
+from dbkit.errors import Unreachable
 from dbkit.health import Probe
+from dbkit.pool import breaker
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient, HTTPError, Response
+from pool_proxy import Proxy
 from sqlalchemy import URL, text
+from sqlalchemy.exc import DBAPIError
+from waiting import until
 
 
 @asynccontextmanager
@@ -134,6 +139,27 @@ async def test_what_comes_back_is_ready_again_and_started_stays_started(
     said = [each for each in caplog.messages if each.startswith("orders: down")]
     assert len(said) == 1
     assert any(each.startswith("orders: up again after ") for each in caplog.messages)
+
+
+async def test_the_pool_is_tried_again_when_the_probe_has_an_answer(
+    database_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker, "FIRST_DELAY", 3600)  # By itself, it would not in this test.
+    async with Proxy(database_url) as way, declare(way.url).open() as database:
+        await way.refuse()
+        way.cut()
+
+        async def is_given_up() -> bool:
+            with suppress(DBAPIError, Unreachable):
+                await database.reader.scalar(text("SELECT 1"))
+            return database.pool.snapshot().breaker == "open"
+
+        await until(is_given_up)
+
+        await way.accept()
+
+        await until(lambda: database.pool.snapshot().breaker == "closed")
+        assert await database.reader.scalar(text("SELECT 1")) == 1
 
 
 async def test_the_probe_holds_one_connection_and_leaves_none(database_url: URL) -> None:

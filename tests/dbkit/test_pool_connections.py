@@ -153,10 +153,10 @@ async def test_open_breaker_asks_once_in_a_while_and_refuses_the_rest() -> None:
     for _ in range(1000):
         with pytest.raises(Unreachable) as caught:
             await take(pool)
-        assert 0 < caught.value.retry_after <= 1.5
+        assert 0 < caught.value.retry_after <= 0.75
         await asyncio.sleep(0.01)
 
-    assert 8 <= server.asked <= 24  # Ten seconds, at most one and a half apart.
+    assert 13 <= server.asked <= 43  # Ten seconds, at most three quarters of one apart.
     assert pool.snapshot().breaker == "open"
     assert server.most_open == 0
 
@@ -171,7 +171,7 @@ async def test_breaker_closes_when_the_server_is_back(caplog: pytest.LogCaptureF
     await asyncio.sleep(20)
 
     server.refusal = None
-    await asyncio.sleep(1.6)  # Nobody has to ask: the pool finds out by itself.
+    await asyncio.sleep(0.76)  # Nobody has to ask: the pool finds out by itself.
 
     assert pool.snapshot().breaker == "closed"
     assert pool.snapshot().idle == 1
@@ -199,6 +199,27 @@ async def test_only_one_probe_asks_a_server_that_does_not_answer() -> None:
     assert pool.snapshot().breaker == "probing"
 
 
+@in_virtual_time
+async def test_a_server_that_answered_somebody_else_is_asked_at_once() -> None:
+    server = FakeServer()
+    server.freeze()
+    pool = server.pool(pool_size=10, connect_timeout=5, timeout=60)
+    await queue(pool, 3)
+    await asyncio.sleep(5.2)
+    assert pool.snapshot().breaker == "probing"  # This attempt is never answered.
+    server.forget()
+    server.asked = 0
+
+    pool.retry()
+    await settle()
+
+    assert server.asked == 1
+    assert pool.snapshot().breaker == "closed"
+    pool.retry()
+    await settle()
+    assert server.asked == 1
+
+
 def test_breaker_counts_failures_in_a_row() -> None:
     breaker = Breaker(threshold=3)
 
@@ -217,6 +238,17 @@ def test_processes_do_not_ask_again_in_the_same_moment() -> None:
 
     assert len({breaker.retry_at for breaker in breakers}) == 20
     assert all(0.05 <= breaker.retry_at <= 0.15 for breaker in breakers)
+
+
+def test_a_server_that_is_away_is_asked_within_three_quarters_of_a_second() -> None:
+    breakers = [Breaker(threshold=1) for _ in range(20)]
+
+    for breaker in breakers:
+        for _ in range(10):
+            breaker.probe()
+            breaker.fail(OSError(), now=0.0)
+
+    assert max(breaker.retry_at for breaker in breakers) <= 0.75
 
 
 class TooManyConnections(Exception):

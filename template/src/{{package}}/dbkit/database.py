@@ -195,7 +195,7 @@ class Database:
         """
         self._opened = self.make(settings)
         self.origins = origins(self.env_prefix, self.declared)
-        await self.probe.start()
+        await self.probe.start(self.pool.retry)
         detectors = Detectors(lambda: self.pool, settings.leak_after, self.env_prefix)
         self._watching = asyncio.create_task(detectors.run(), name=f"detectors of {self.name}")
         wait = self.probe.is_up or settings.required_at_start

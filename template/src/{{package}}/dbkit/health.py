@@ -64,8 +64,8 @@ class Probe:
         self._task: asyncio.Task[None] | None = None
         self._down_since: float | None = None
 
-    async def start(self) -> None:
-        """Ask once, and from then on every `interval` seconds."""
+    async def start(self, answered: Callable[[], None]) -> None:
+        """Ask once, and from then on every `interval` seconds; tell who waits for an answer."""
         await self.ask()
         if self._connection is not None:
             try:
@@ -73,7 +73,7 @@ class Probe:
                     self.limits = await read_limits(self._connection)
             except Exception:  # noqa: BLE001 -- it is asked again for what matters.
                 await self._hang_up()
-        self._task = asyncio.create_task(self._keep_asking(), name=f"probe of {self._name}")
+        self._task = asyncio.create_task(self._keep_asking(answered), name=f"probe of {self._name}")
 
     async def stop(self) -> None:
         """Ask no more."""
@@ -119,10 +119,12 @@ class Probe:
             return error
         return None
 
-    async def _keep_asking(self) -> None:
+    async def _keep_asking(self, answered: Callable[[], None]) -> None:
         while True:
             await asyncio.sleep(self._interval)
             await self.ask()
+            if self.is_up:
+                answered()
 
     async def _hang_up(self) -> None:
         connection, self._connection = self._connection, None

@@ -217,6 +217,16 @@ class Connections:
         if self.breaker.succeed():
             logger.warning("%s: reachable again, after %.1f s", self._background.name, away)
 
+    def retry(self) -> None:
+        """Ask now, and not when the breaker would: the server has answered somebody else.
+
+        Also beside an attempt that is under way: its first packet may be lost, and TCP takes
+        seconds to send another.
+        """
+        if self.kept and self.breaker.state != "closed" and self.open < self.options.limit:
+            self.breaker.probe()
+            self._start_connect("outage")
+
     def _probe(self) -> None:
         if self.breaker.state != "open":
             return

@@ -302,6 +302,10 @@ class FairPool(Pool):
         """
         self._connections.suspect()
 
+    def retry(self) -> None:
+        """Connect now if the breaker is open: the server has just answered somebody else."""
+        self._connections.retry()
+
     def retire(self, *, within: float = 0) -> None:
         """Replace every connection: idle ones now, the others at their return.
 
