@@ -11,6 +11,7 @@ from dbkit import TYPES, Database, NotConfigured, migrations
 from dbkit.errors import Unreachable
 from dbkit.sqlstates import answer, is_retryable, sqlstate
 from mariadb import MariaDB
+from running import PATIENCE
 from sqlalchemy import MetaData, text
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -158,6 +159,65 @@ async def test_a_connection_cancelled_in_a_statement_is_the_only_one_lost(
 
     assert await database.pool.warm(3, deadline=10) == 3
     assert database.pool.snapshot().connects == before + 1
+
+
+async def test_what_is_cancelled_stops_in_the_server_and_frees_its_locks(url: str) -> None:
+    declared = Database("primary", "mysql", url=url, pool_size=2, statement_timeout=0)
+    asleep = text("SELECT count(*) FROM information_schema.processlist WHERE info LIKE '%(987)'")
+
+    async def hold(database: Database, number: int) -> None:
+        async with database.session() as session:
+            change = text("UPDATE parents SET number = 9 WHERE id = :id")
+            await session.execute(change, {"id": number})
+            await session.execute(text("SELECT SLEEP(987)"))
+
+    async def until_there_are(count: int) -> None:
+        async with asyncio.timeout(PATIENCE), Database("other", "mysql", url=url).open() as other:
+            while await other.reader.scalar(asleep) != count:  # noqa: ASYNC110 -- in the server
+                await asyncio.sleep(0.005)
+
+    async with declared.open() as database:
+        await run(database, *SCHEMA.split(";"))
+        tasks = [asyncio.create_task(hold(database, number)) for number in (1, 2)]
+        await until_there_are(2)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await until_there_are(0)
+
+        assert tuple(await run(database, "SELECT sum(number) FROM parents FOR UPDATE")) == (3,)
+
+
+async def test_one_connection_serves_readers_and_transactions_in_turn(url: str) -> None:
+    count = text("SELECT count(*) FROM parents")
+    add = text("INSERT INTO parents VALUES (:id, :id, 1)")
+
+    async def is_seen(database: Database, id_: int) -> bool:
+        """Whether a session sees what is committed after its first look."""
+        async with database.session() as session:
+            if id_ == 4:
+                await session.connection(execution_options={"isolation_level": "READ COMMITTED"})
+            before = await session.scalar(count)
+            await other.execute(add, {"id": id_})
+            return await session.scalar(count) != before
+
+    settings: Any = {"url": url, "pool_size": 1}
+    async with (
+        Database("primary", "mysql", **settings).open() as database,
+        Database("other", "mysql", **settings).open() as other,
+    ):
+        await run(database, *SCHEMA.split(";"))
+        await database.reader.scalar(count)
+        with pytest.raises(DBAPIError):
+            await run(database, "INSERT INTO parents VALUES (3, '3', 1)", "SELECT nothing")
+        await database.reader.execute(text("START TRANSACTION"))
+        assert await database.reader.scalar(count) == 2
+        await other.execute(add, {"id": 6})
+        assert await database.reader.scalar(count) == 3
+
+        assert [await is_seen(database, id_) for id_ in (3, 4, 5)] == [False, True, False]
+        assert await database.reader.scalar(count) == 6
+        assert database.pool.snapshot().connects == 1
 
 
 async def test_tls_is_checked_and_never_left_out(mariadb: MariaDB, url: str) -> None:

@@ -1,13 +1,15 @@
 """What is sent to the server, counted on the wire; and statements without a session."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, assert_type
 
 import pytest
 from dbkit import Database
+from mariadb import MariaDB
 from pool_proxy import Proxy
-from sqlalchemy import URL, CursorResult, Result, delete, func, insert, select, text, update
+from sqlalchemy import URL, CursorResult, Result, String, delete, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -24,7 +26,7 @@ class Item(Base):
     __tablename__ = "items"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column("label", unique=True)
+    name: Mapped[str] = mapped_column("label", String(40), unique=True)
     quantity: Mapped[int] = mapped_column(default=0)
 
 
@@ -108,6 +110,34 @@ async def test_round_trips(database_url: URL, act: Act, expected: int) -> None:
             await act(database)
 
             assert proxy.round_trips - before == expected
+
+
+@pytest.mark.xdist_group("mariadb")
+@pytest.mark.parametrize(
+    ("act", "before", "expected"),
+    [
+        (read_by_key, read_count, 1),
+        (read_count, read_by_key, 1),
+        (read_count, read_in_a_session, 2),  # SET AUTOCOMMIT
+        (read_in_a_session, read_in_a_session, 3),  # SELECT, COMMIT, ROLLBACK
+        (read_in_a_session, read_count, 4),  # SET AUTOCOMMIT
+        (stream, read_count, 1),
+        (write_one_statement, read_count, 1),
+        (change_in_a_session, change_in_a_session, 4),  # SELECT, UPDATE, COMMIT, ROLLBACK
+    ],
+)
+async def test_round_trips_on_mariadb(
+    mariadb: MariaDB, act: Act, before: Act, expected: int
+) -> None:
+    async with Proxy(await asyncio.to_thread(mariadb.create_database)) as proxy:
+        url = proxy.url.render_as_string(hide_password=False)
+        async with Database("shop", "mysql", url=url, pool_size=1).open() as database:
+            await fill(database)
+            await before(database)
+            sent = proxy.round_trips
+            await act(database)
+
+            assert proxy.round_trips - sent == expected
 
 
 async def test_a_single_write_is_committed_and_says_what_it_did(database: Database) -> None:

@@ -103,6 +103,8 @@ def create_engine(
             logger.error("%s: %s", name, undeclared(prefix))
         return handle_error(name, context, read_only=read_only)
 
+    if dialect_name == "mysql":
+        mysql.prepare(engine, lambda: create_engine(name, prefix, settings, pooled=False))
     if pooled:
         time_statements(engine.dialect)
     if dialect_name == "sqlite":

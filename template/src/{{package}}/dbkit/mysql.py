@@ -1,17 +1,23 @@
-"""What connections to MySQL and MariaDB are told: timeouts, time zone, strictness, TLS."""
+"""MySQL and MariaDB: settings of a session, TLS, modes of commit, the end of statements."""
 
 import asyncio
 import ssl
+from collections.abc import Callable
+from contextlib import suppress
 from math import ceil
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import URL
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy import URL, Connection, Engine, event
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
 from . import credentials
+from .pool import FairPool
 from .settings import DatabaseSettings
 
+KILL_TIMEOUT = 5.0
+"""Seconds in which what a cancelled caller left is stopped, or else runs to its own timeout."""
 LONGEST_WAIT = 31_536_000
 """Seconds that stand for "as long as it takes": the most that both servers take, a year."""
 
@@ -60,3 +66,61 @@ def tls(url: URL) -> ssl.SSLContext | None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def begin(connection: Connection) -> None:
+    """Begin as the connection is told to, which is left as it is for whoever comes next."""
+    level = connection.get_execution_options().get("isolation_level")
+    connection.connection.autocommit(level == "AUTOCOMMIT")  # Nothing is sent if it is so already.
+    if level not in {None, "AUTOCOMMIT"}:
+        connection.exec_driver_sql(f"SET TRANSACTION ISOLATION LEVEL {level}")
+
+
+def leave_to_begin(_connection: DBAPIConnection, _level: str | None = None) -> None:
+    """Set no isolation level: `begin` does."""
+
+
+def prepare(engine: AsyncEngine, another: Callable[[], AsyncEngine]) -> None:
+    """Set what this engine does beside SQLAlchemy's; `another` makes one without a pool."""
+    save_round_trips(engine.sync_engine)
+    if isinstance(engine.pool, FairPool):
+        stop_what_is_left(engine, another())
+
+
+def save_round_trips(engine: Engine) -> None:
+    """Switch to AUTOCOMMIT and back when the other is needed, and roll back what there is.
+
+    In SQLAlchemy's own way, a read of one round trip takes six or seven.
+    """
+    dialect: Any = engine.dialect  # As it types its methods, they could not be replaced.
+    roll_back = dialect.do_rollback
+
+    def do_rollback(connection: Any) -> None:
+        driver = connection.driver_connection
+        if driver.get_transaction_status() or not driver.get_autocommit():
+            roll_back(connection)
+
+    dialect.do_rollback = do_rollback
+    dialect.set_isolation_level = dialect.reset_isolation_level = leave_to_begin
+    event.listen(engine, "begin", begin)
+
+
+def stop_what_is_left(engine: AsyncEngine, aside: AsyncEngine) -> None:
+    """Kill what cancelled callers leave to the server, locks and all, if that is quickly done.
+
+    By one connection beside the pool: in its queue they would wait behind who needs their locks.
+    """
+    in_turn = asyncio.Lock()
+
+    async def kill(thread: int) -> None:
+        with suppress(Exception):  # It has ended by itself, or there is no server.
+            async with asyncio.timeout(KILL_TIMEOUT), in_turn, aside.connect() as connection:
+                await connection.exec_driver_sql(f"KILL {thread}")
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def look(context: ExceptionContext) -> None:
+        cancelled = isinstance(context.original_exception, asyncio.CancelledError)
+        connection = context.connection
+        if cancelled and connection and not connection.invalidated:
+            driver: Any = connection.connection.driver_connection
+            cast("FairPool", engine.pool).beside(kill(driver.thread_id()))

@@ -10,6 +10,7 @@ subclasses; `tests/dbkit/test_pool_contract.py` in the template holds SQLAlchemy
 """
 
 from asyncio import current_task, get_running_loop, wait
+from collections.abc import Coroutine
 from dataclasses import asdict, replace
 from math import inf
 from time import monotonic
@@ -375,6 +376,10 @@ class FairPool(Pool):
                 task.cancel()
             await wait(tasks, timeout=CLOSE_TIMEOUT)
         return taken
+
+    def beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what nobody waits for, until it ends or the pool is drained."""
+        self._background.spawn(work)
 
     # The queue
 

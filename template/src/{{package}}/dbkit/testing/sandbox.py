@@ -13,6 +13,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from .. import mysql
 from ..engine import begin_sqlite
 from ..lines import calling_lines
 from .watch import COMMITTED
@@ -67,8 +68,9 @@ class Sandbox:
         self._dialect.do_execute_no_params = self._execute_no_params
         self._dialect.set_isolation_level = self._set_isolation_level
         self._dialect.reset_isolation_level = self._reset_isolation_level
-        if event.contains(engine.sync_engine, "begin", begin_sqlite):
-            event.remove(engine.sync_engine, "begin", begin_sqlite)
+        for begin in (begin_sqlite, mysql.begin):
+            if event.contains(engine.sync_engine, "begin", begin):
+                event.remove(engine.sync_engine, "begin", begin)
 
     async def end(self, engine: AsyncEngine) -> str | None:
         """Roll back; return what went wrong."""
