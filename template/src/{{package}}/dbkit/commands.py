@@ -2,16 +2,12 @@
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
@@ -19,22 +15,20 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 import uvicorn
 from alembic.util import CommandError
-from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
 from . import checks, migrations, pools, reloading
 from . import inspectdb as inspection
-from .credentials import TLS_PARAMETERS, Credentials
+from .credentials import Credentials
 from .database import Database
 from .databases import Databases
-from .embedded import EmbeddedPostgres, find_binaries
-from .errors import DatabaseError, EmbeddedFailed, NotConfigured
+from .development import development_servers, has_url
+from .errors import DatabaseError
 from .page.access import DEVELOPMENT, LOOPBACK
 from .service import read_service_settings
 from .settings import environment
-
-EMBEDDED = Path(".postgres")  # in the project's folder, ignored by git
+from .shells import SHELLS
 
 HALF_WAY = """
   MySQL and MariaDB cannot roll a change of the schema back: what the migration did before stays.
@@ -55,16 +49,18 @@ class Service:
         if name is None:
             return list(self.databases.values())
         if name not in self.databases:
-            fail(f"no database {name}; there is {', '.join(self.databases)}")
+            sys.exit(f"no database {name}; there is {', '.join(self.databases)}")
         return [self.databases[name]]
 
     def migrated(self, name: str | None) -> list[Database]:
         """Return the named database, or all, whose schema is ours; with its tables known."""
         chosen = [database for database in self.selected(name) if database.base]
         if name and (primary := self.databases[name].replica_of):
-            fail(f"{name} is a replica: what is migrated in {primary.name} comes to it by itself")
+            sys.exit(
+                f"{name} is a replica: what is migrated in {primary.name} comes to it by itself"
+            )
         if not chosen:
-            fail(
+            sys.exit(
                 f"{name or 'no database'} has no migrations of ours: it is declared without a base"
             )
         import_module(self.app.partition(":")[0])
@@ -172,7 +168,7 @@ def migrate(
     service: Service = context.obj
     chosen = service.migrated(database)
     if to != "head" and len(chosen) > 1:
-        fail("a revision belongs to one database: name it with --database")
+        sys.exit("a revision belongs to one database: name it with --database")
     if sql:
         for each in chosen:
             typer.echo(f"-- {each.name}\n\n{migrations.sql(each, to)}", nl=False)
@@ -193,7 +189,7 @@ def apply(database: Database, to: str = "head") -> None:
             say("nothing to migrate")
     except DBAPIError as error:
         half = HALF_WAY if database.dialect == "mysql" else ""
-        fail(f"{database.name}: the next migration failed: {first_line(error)}{half}")
+        sys.exit(f"{database.name}: the next migration failed: {first_line(error)}{half}")
 
 
 def makemigrations(
@@ -211,7 +207,7 @@ def makemigrations(
     service: Service = context.obj
     chosen = service.migrated(database)
     if empty and len(chosen) > 1:
-        fail("an empty migration belongs to one database: name it with --database")
+        sys.exit("an empty migration belongs to one database: name it with --database")
     with development_servers(chosen):
         for each in chosen:
             path = asyncio.run(migrations.make(each, message, empty=empty))
@@ -319,102 +315,6 @@ def end(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(0)
 
 
-def has_url(database: Database) -> bool:
-    """Whether a database has a URL of its own: not embedded, and no SQLite file as declared."""
-    declared = database.dialect != "sqlite" and "url" in database.declared
-    variables = environment()
-    return declared or any(
-        f"{database.env_prefix}{name}" in variables for name in ("URL", "URL_FILE")
-    )
-
-
-@contextmanager
-def development_servers(databases: Iterable[Database]) -> Generator[None]:
-    """Give each PostgreSQL database that has no URL an embedded one, for as long as it lasts.
-
-    Only where the development dependencies are installed: in production, a database without
-    a URL is an error.
-    """
-    missing = [
-        database
-        for database in databases
-        if database.dialect == "postgresql" and not has_url(database) and not database.replica_of
-    ]
-    if not missing:
-        yield
-        return
-    try:
-        find_binaries()
-    except EmbeddedFailed as error:
-        faults = [f"{database.env_prefix}URL: not set" for database in missing]
-        raise NotConfigured([*faults, str(error)]) from None
-    with EmbeddedPostgres(EMBEDDED) as server:
-        for database in missing:
-            server.create_database(database.name)
-            url = server.url(database.name).render_as_string(hide_password=False)
-            os.environ[f"{database.env_prefix}URL"] = url
-        yield
-
-
-@dataclass(frozen=True, slots=True)
-class Shell:
-    """A program to run, and its environment."""
-
-    command: list[str]
-    environment: dict[str, str]
-
-
-def shell_postgresql(url: URL) -> Shell:
-    """Return psql, from the PATH or from beside the embedded server."""
-    psql = shutil.which("psql")
-    if psql is None:
-        with suppress(EmbeddedFailed):
-            psql = shutil.which("psql", path=find_binaries())
-    if psql is None:
-        fail("psql is not installed")
-    # By environment: arguments are open to every user of the machine.
-    given = {
-        "PGHOST": url.host,
-        "PGPORT": url.port,
-        "PGUSER": url.username,
-        "PGPASSWORD": url.password,
-        "PGDATABASE": url.database,
-        "PGSSLMODE": url.query.get("ssl"),
-        **{f"PG{name.upper()}": url.query.get(name) for name in TLS_PARAMETERS},
-    }
-    return Shell([psql], {**os.environ, **{k: str(v) for k, v in given.items() if v}})
-
-
-def shell_mysql(url: URL) -> Shell:
-    """Return mariadb, or mysql, from the PATH."""
-    program = shutil.which("mariadb") or shutil.which("mysql")
-    if program is None:
-        fail("mariadb is not installed, nor mysql")
-    given = {
-        "host": url.host,
-        "port": url.port,
-        "user": url.username,
-        "socket": url.query.get("unix_socket"),
-        "ssl-ca": url.query.get("sslrootcert"),
-    }
-    options = [f"--{name}={value}" for name, value in given.items() if value]
-    # By environment: arguments are open to every user of the machine.
-    password = {"MYSQL_PWD": url.password} if url.password else {}
-    return Shell([program, *options, str(url.database)], {**os.environ, **password})
-
-
-def shell_sqlite(url: URL) -> Shell:
-    """Return sqlite3, or Python's own from 3.12 on."""
-    if program := shutil.which("sqlite3"):
-        return Shell([program, str(url.database)], {**os.environ})
-    if find_spec("sqlite3.__main__") is None:
-        fail("sqlite3 is not installed")
-    return Shell([sys.executable, "-m", "sqlite3", str(url.database)], {**os.environ})
-
-
-SHELLS = {"postgresql": shell_postgresql, "mysql": shell_mysql, "sqlite": shell_sqlite}
-
-
 def must_be_free(host: str, port: int) -> None:
     """End with a message when something listens on the port already."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -422,15 +322,9 @@ def must_be_free(host: str, port: int) -> None:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]
-        fail(f"cannot listen on {host}:{port}: {reason}; choose another with --port or --host")
+        sys.exit(f"cannot listen on {host}:{port}: {reason}; choose another with --port or --host")
 
 
 def first_line(error: DBAPIError) -> str:
     """Say what the server said, without the statement."""
     return str(error.orig).partition("\n")[0]
-
-
-def fail(message: str) -> NoReturn:
-    """Say what is wrong, and end with exit code 1."""
-    typer.echo(message, err=True)
-    raise typer.Exit(1)

@@ -5,7 +5,7 @@ import sys
 import time
 from dataclasses import asdict
 from math import isfinite
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -73,7 +73,7 @@ def advise(
 ) -> None:
     """Say how many connections a load needs: one that is given, or that of a running service."""
     if (rate is None) != (hold is None):
-        fail("--rate and --hold belong together; without both, a running service is measured")
+        sys.exit("--rate and --hold belong together; without both, a running service is measured")
     loads = {"pool": Load(rate, hold)} if rate and hold else measured(url, seconds)
     found = {name: sizing.advise(load, target=target, share=share) for name, load in loads.items()}
     if as_json:
@@ -101,7 +101,7 @@ def measured(url: str, seconds: float) -> dict[str, Load]:
         if load := measure(samples, routes, window=seconds + TIMEOUT):
             loads[name] = load
     if not loads:
-        fail(f"too little happened in {seconds:g} s to measure a load; see --seconds")
+        sys.exit(f"too little happened in {seconds:g} s to measure a load; see --seconds")
     return loads
 
 
@@ -189,7 +189,7 @@ def percent_of(part: float, whole: float) -> str:
 def read(url: str) -> dict[str, Any]:
     """Ask a running service for its state."""
     if not url.startswith(("http://", "https://")):
-        fail(f"{url} is no URL; write it as {HERE}")
+        sys.exit(f"{url} is no URL; write it as {HERE}")
     token = read_service_settings(environment()).pools_token
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = Request(f"{url.rstrip('/')}/pools/state", headers=headers)  # noqa: S310 -- see above
@@ -197,18 +197,14 @@ def read(url: str) -> dict[str, Any]:
         with urlopen(request, timeout=TIMEOUT) as response:  # noqa: S310 -- see above
             return json.load(response)
     except HTTPError as error:
-        fail(REFUSALS.get(error.code, f"{url} answers {error.code}"))
+        sys.exit(REFUSALS.get(error.code, f"{url} answers {error.code}"))
     except (URLError, TimeoutError, ValueError) as error:
-        fail(f"{url} does not answer: {getattr(error, 'reason', error)}; name another with --url")
+        sys.exit(
+            f"{url} does not answer: {getattr(error, 'reason', error)}; name another with --url"
+        )
 
 
 REFUSALS = {
     401: "POOLS_TOKEN is not that of the service",
     404: "the page of the pools is closed: set POOLS_TOKEN where the service runs, and here",
 }
-
-
-def fail(message: str) -> NoReturn:
-    """Say what is wrong, and end with exit code 1."""
-    typer.echo(message, err=True)
-    raise typer.Exit(1)

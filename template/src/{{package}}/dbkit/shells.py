@@ -1,0 +1,73 @@
+"""The shell of a database: which program it is, and how it is told where to connect."""
+
+import os
+import shutil
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from sqlalchemy import URL
+
+from .credentials import TLS_PARAMETERS
+from .embedded import find_binaries
+from .errors import EmbeddedFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """A program to run, and its environment."""
+
+    command: list[str]
+    environment: dict[str, str]
+
+
+def shell_postgresql(url: URL) -> Shell:
+    """Return psql, from the PATH or from beside the embedded server."""
+    psql = shutil.which("psql")
+    if psql is None:
+        with suppress(EmbeddedFailed):
+            psql = shutil.which("psql", path=find_binaries())
+    if psql is None:
+        sys.exit("psql is not installed")
+    # By environment: arguments are open to every user of the machine.
+    given = {
+        "PGHOST": url.host,
+        "PGPORT": url.port,
+        "PGUSER": url.username,
+        "PGPASSWORD": url.password,
+        "PGDATABASE": url.database,
+        "PGSSLMODE": url.query.get("ssl"),
+        **{f"PG{name.upper()}": url.query.get(name) for name in TLS_PARAMETERS},
+    }
+    return Shell([psql], {**os.environ, **{k: str(v) for k, v in given.items() if v}})
+
+
+def shell_mysql(url: URL) -> Shell:
+    """Return mariadb, or mysql, from the PATH."""
+    program = shutil.which("mariadb") or shutil.which("mysql")
+    if program is None:
+        sys.exit("mariadb is not installed, nor mysql")
+    given = {
+        "host": url.host,
+        "port": url.port,
+        "user": url.username,
+        "socket": url.query.get("unix_socket"),
+        "ssl-ca": url.query.get("sslrootcert"),
+    }
+    options = [f"--{name}={value}" for name, value in given.items() if value]
+    # By environment: arguments are open to every user of the machine.
+    password = {"MYSQL_PWD": url.password} if url.password else {}
+    return Shell([program, *options, str(url.database)], {**os.environ, **password})
+
+
+def shell_sqlite(url: URL) -> Shell:
+    """Return sqlite3, or Python's own from 3.12 on."""
+    if program := shutil.which("sqlite3"):
+        return Shell([program, str(url.database)], {**os.environ})
+    if find_spec("sqlite3.__main__") is None:
+        sys.exit("sqlite3 is not installed")
+    return Shell([sys.executable, "-m", "sqlite3", str(url.database)], {**os.environ})
+
+
+SHELLS = {"postgresql": shell_postgresql, "mysql": shell_mysql, "sqlite": shell_sqlite}
