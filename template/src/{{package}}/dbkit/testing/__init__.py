@@ -31,7 +31,8 @@ from sqlalchemy.orm import DeclarativeBase
 from ..databases import Databases
 from . import faults
 from .folder import remove_unused, run_parent
-from .homes import Home, find_homes
+from .home import Home
+from .homes import find_homes
 from .isolation import Isolation, follow_sandbox
 from .watch import Record
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..database import Database, Opened
 from ..readers import Reader
-from .homes import Home
+from .home import Home
 from .sandbox import Sandbox
 from .watch import Watch, WatchedPool
 

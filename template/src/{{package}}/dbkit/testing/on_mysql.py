@@ -1,0 +1,115 @@
+"""Databases of tests on MariaDB or MySQL, which copies none."""
+
+import contextlib
+
+from sqlalchemy import URL, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from .folder import RUN
+from .home import ServerHome
+
+MADE_BY = "dbkit_made_by"
+"""The table of a template that names the run which made it."""
+# What a copy of tables would leave behind.
+MORE_THAN_TABLES = """
+SELECT 1 FROM information_schema.triggers WHERE trigger_schema = :name
+UNION SELECT 1 FROM information_schema.routines WHERE routine_schema = :name
+UNION SELECT 1 FROM information_schema.tables
+WHERE table_schema = :name AND table_type <> 'BASE TABLE'
+"""
+COLUMNS = f"""
+SELECT table_name, column_name FROM information_schema.columns
+WHERE table_schema = :name AND table_name <> '{MADE_BY}'
+AND coalesce(generation_expression, '') = ''
+ORDER BY table_name, ordinal_position
+"""  # noqa: S608 -- all ours
+
+
+class MysqlHome(ServerHome):
+    """Databases of MariaDB or MySQL, which copies none; the one that is named need not be there."""
+
+    names_like = (
+        "SELECT schema_name FROM information_schema.schemata WHERE schema_name LIKE :pattern"
+    )
+
+    async def connections(self, url: URL) -> int:
+        """Count the connections to a copy."""
+        async with self.connect() as connection:
+            return len(await processes(connection, url))
+
+    async def make_template(self) -> None:
+        """Make the template, unless another worker of this run has."""
+        name = backticks(self.template.database)
+        async with self.connect() as connection:
+            lock = text("SELECT GET_LOCK(:name, 3600)")
+            await connection.execute(lock, {"name": self.template.database})
+            with contextlib.suppress(DBAPIError):  # There is none.
+                made_by = await connection.exec_driver_sql(f"SELECT run FROM {name}.{MADE_BY}")  # noqa: S608 -- ours
+                if made_by.scalar() == RUN:
+                    return
+            await make_empty(connection, self.template)
+            await self.migrate()
+            await connection.exec_driver_sql(f"CREATE TABLE {name}.{MADE_BY} AS SELECT '{RUN}' run")
+
+    async def copy(self, url: URL) -> None:
+        """Make a copy of the template at `url`, in place of what is there.
+
+        Table by table, for there is no command for it; where the template has more than tables
+        (views, triggers, routines), the copy is migrated instead.
+        """
+        source, target = backticks(self.template.database), backticks(url.database)
+        async with self.connect() as connection:
+            await make_empty(connection, url)
+            if await connection.scalar(text(MORE_THAN_TABLES), {"name": self.template.database}):
+                await self.migrate_at(url)
+                return
+            tables: dict[str, list[str]] = {}
+            listed = await connection.execute(text(COLUMNS), {"name": self.template.database})
+            for table, column in listed:
+                tables.setdefault(backticks(table), []).append(backticks(column))
+            await connection.exec_driver_sql("SET foreign_key_checks = 0")
+            for table, columns in tables.items():
+                made = await connection.exec_driver_sql(f"SHOW CREATE TABLE {source}.{table}")
+                definition = str(tuple(made.one())[1]).partition(table)[2]
+                await connection.exec_driver_sql(f"CREATE TABLE {target}.{table}{definition}")
+                names = ", ".join(columns)
+                await connection.exec_driver_sql(
+                    f"INSERT INTO {target}.{table} ({names}) SELECT {names} FROM {source}.{table}"  # noqa: S608 -- quoted
+                )
+            await connection.exec_driver_sql("SET foreign_key_checks = 1")
+
+    async def delete(self, url: URL) -> None:
+        """Delete a database, whoever is connected to it."""
+        async with self.connect() as connection:
+            await drop(connection, url)
+
+    async def drop_template(self, connection: AsyncConnection) -> None:
+        """Drop the template."""
+        await drop(connection, self.template)
+
+
+async def processes(connection: AsyncConnection, url: URL) -> list[int]:
+    """List the connections to a database of MySQL."""
+    listed = text("SELECT id FROM information_schema.processlist WHERE db = :name")
+    return list(await connection.scalars(listed, {"name": url.database}))
+
+
+async def make_empty(connection: AsyncConnection, url: URL) -> None:
+    """Make a database of MySQL, in place of what is there."""
+    await drop(connection, url)
+    name = backticks(url.database)
+    await connection.exec_driver_sql(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+
+
+async def drop(connection: AsyncConnection, url: URL) -> None:
+    """Drop a database of MySQL, which would wait for whoever is connected to it."""
+    for process in await processes(connection, url):
+        with contextlib.suppress(DBAPIError):  # It has gone in the meantime.
+            await connection.exec_driver_sql(f"KILL {process}")
+    await connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {backticks(url.database)}")
+
+
+def backticks(name: str | None) -> str:
+    """Quote a name for MySQL."""
+    return "`" + str(name).replace("`", "``") + "`"
