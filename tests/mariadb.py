@@ -37,12 +37,31 @@ OPTIONS = [
 
 
 class MariaDB:
-    """A server that runs."""
+    """A server that comes back on its port."""
 
-    def __init__(self, port: int, certificate: Path, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, port: int, certificate: Path, command: list[str | Path], log: Path) -> None:
         self.port = port
         self.certificate = certificate
-        self.process = process
+        self._command = command
+        self._log = log
+        self.start()
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        try:
+            wait_for(self, self._log)
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def restart(self) -> None:
+        """Stop as an upgrade does, and start again."""
+        self.process.terminate()
+        self.process.wait()
+        self.start()
 
     def url(self, database: str) -> URL:
         """Return the URL of a database, as people write it."""
@@ -106,31 +125,26 @@ def running_mariadb(directory: Path) -> Generator[MariaDB]:
     assert made.returncode == 0, made.stdout
     certificate, key = make_certificate(data)
     grants = (
-        f"CREATE USER {USER}@'%' IDENTIFIED BY '{PASSWORD}';\nGRANT ALL ON *.* TO {USER}@'%';\n"
+        f"CREATE USER IF NOT EXISTS {USER}@'%' IDENTIFIED BY '{PASSWORD}';\n"
+        f"GRANT ALL ON *.* TO {USER}@'%' WITH GRANT OPTION;\n"
     )
     (data / "init.sql").write_text(grants)
     if as_user:
         for path in (certificate, key, data / "init.sql"):
             shutil.chown(path, "nobody")
     port = free_port()
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                *(server, "--no-defaults", f"--datadir={data}", f"--port={port}", *as_user),
-                *(f"--bind-address={HOST}", f"--socket={data / 'socket'}", *OPTIONS),
-                f"--init-file={data / 'init.sql'}",
-                *(f"--ssl-cert={certificate}", f"--ssl-key={key}"),
-            ],
-            stdout=log,
-            stderr=log,
-        )
-    mariadb = MariaDB(port, certificate, process)
+    command = [
+        *(server, "--no-defaults", f"--datadir={data}", f"--port={port}", *as_user),
+        *(f"--bind-address={HOST}", f"--socket={data / 'socket'}", *OPTIONS),
+        f"--init-file={data / 'init.sql'}",
+        *(f"--ssl-cert={certificate}", f"--ssl-key={key}"),
+    ]
+    mariadb = MariaDB(port, certificate, command, directory / "log")
     try:
-        wait_for(mariadb, directory / "log")
         yield mariadb
     finally:
-        process.kill()  # Nobody will miss its data.
-        process.wait()
+        mariadb.process.kill()  # Nobody will miss its data.
+        mariadb.process.wait()
 
 
 def wait_for(mariadb: MariaDB, log: Path) -> None:

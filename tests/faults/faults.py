@@ -123,10 +123,15 @@ async def silent_failover(site: Site) -> None:
 
 async def refused_connections(site: Site) -> None:
     """Close the port, and every connection."""
-    await site.way.refuse()
-    site.way.cut()
+    await close_for_a_while(site.way)
+
+
+async def close_for_a_while(way: Proxy) -> None:
+    """Close a port, and every connection, and open it again."""
+    await way.refuse()
+    way.cut()
     await asyncio.sleep(OUTAGE)
-    await site.way.accept()
+    await way.accept()
 
 
 async def password_changed(site: Site) -> None:

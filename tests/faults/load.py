@@ -7,12 +7,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
+from uuid import uuid4
 
 from dbkit import Database
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-WRITE = text("INSERT INTO marks DEFAULT VALUES")
+WRITE = text("INSERT INTO marks VALUES (DEFAULT)")
+FOR_PGBOUNCER = {
+    "statement_cache_size": 0,
+    "prepared_statement_cache_size": 0,
+    "prepared_statement_name_func": lambda: f"__asyncpg_{uuid4()}__",
+}
 RATE = 100
 """Requests begun in a second."""
 PATIENCE = 1.0
@@ -119,14 +125,15 @@ class Stock(Contender):
 @asynccontextmanager
 async def ours(url: str, name: str = "primary", **declared: Any) -> AsyncGenerator[Contender]:
     """Open the kit's database."""
-    async with Database(name, "postgresql", url=url, **declared).open() as database:
+    dialect = "mysql" if url.startswith("mysql") else "postgresql"
+    async with Database(name, dialect, url=url, **declared).open() as database:
         yield Ours(database)
 
 
 @asynccontextmanager
-async def stock(url: str, **_: Any) -> AsyncGenerator[Contender]:
-    """Make an engine as the documentation has it."""
-    engine = create_async_engine(url)
+async def stock(url: str, *, pgbouncer: bool = False) -> AsyncGenerator[Contender]:
+    """Make an engine as the documentation has it, also for PgBouncer."""
+    engine = create_async_engine(url, connect_args=FOR_PGBOUNCER if pgbouncer else {})
     contender = Stock(engine)
     yield contender
     await contender.abandon()

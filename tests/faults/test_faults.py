@@ -15,6 +15,7 @@ from faults.faults import (
     Site,
     ask,
     backends_terminated,
+    close_for_a_while,
     demoted_primary,
     lost_primary,
     site,
@@ -78,12 +79,6 @@ async def test_a_healthy_database_serves_beside_one_that_is_gone_and_one_that_is
 ) -> None:
     url = servers.primary.url("orders").set(username="service", password=servers.password)
 
-    async def gone() -> None:
-        await away.refuse()
-        away.cut()
-        await asyncio.sleep(OUTAGE)
-        await away.accept()
-
     async def frozen() -> None:
         still.freeze()
         await asyncio.sleep(OUTAGE)
@@ -98,7 +93,7 @@ async def test_a_healthy_database_serves_beside_one_that_is_gone_and_one_that_is
     ):
         outcomes = await asyncio.gather(
             Load(healthy, patience=30).run(lambda: asyncio.sleep(OUTAGE)),
-            Load(first).run(gone),
+            Load(first).run(lambda: close_for_a_while(away)),
             Load(second).run(frozen),
         )
 

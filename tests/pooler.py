@@ -21,13 +21,18 @@ def find_pgbouncer() -> Path:
 
 @contextmanager
 def pgbouncer(
-    server: URL, *, pool_size: int = 2, files: dict[str, bytes] | None = None, **settings: str
+    server: URL,
+    *,
+    pool_size: int = 2,
+    port: int | None = None,
+    files: dict[str, bytes] | None = None,
+    **settings: str,
 ) -> Generator[URL]:
     """Run a PgBouncer of `pool_size` connections to each database; yield the server's URL by it.
 
-    Its settings may name the `files`, whose contents are given.
+    On a free port unless one is given. Its settings may name the `files`, whose contents are given.
     """
-    port = free_port()
+    port = port or free_port()
     ini = {
         "listen_addr": "127.0.0.1",
         "listen_port": port,
