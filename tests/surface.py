@@ -13,15 +13,19 @@ from typing import Any
 
 import typer
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.routing import Mount
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "template" / "src" / "{{package}}"))
 
 import dbkit  # noqa: E402 -- it is in the template
 from dbkit import commands, testing  # noqa: E402
+from dbkit.pool import FairPool  # noqa: E402
 from dbkit.service import ServiceSettings  # noqa: E402
 from dbkit.settings import Declared  # noqa: E402
+from dbkit.telemetry import metrics_router  # noqa: E402
 
 
 def documented() -> dict[str, list[str]]:
@@ -38,13 +42,17 @@ def documented() -> dict[str, list[str]]:
 
 def surface() -> list[str]:
     """Return the lines, sorted."""
-    return sorted([*names(), *fixtures(), *command_line(), *variables(), *routes()])
+    return sorted([*names(), *fixtures(), *command_line(), *variables(), *checks(), *routes()])
 
 
 def names() -> Iterator[str]:
     """Name what may be imported, its parameters and its public parts."""
     parts = documented()
-    assert set(dbkit.__all__) == parts.keys() - {"commands.manage", "dbkit.testing"}
+    assert set(dbkit.__all__) == parts.keys() - {
+        "commands.manage",
+        "dbkit.testing",
+        "Database.pool",
+    }
     for name in dbkit.__all__:
         thing = getattr(dbkit, name)
         yield f"name {name}"
@@ -55,6 +63,9 @@ def names() -> Iterator[str]:
             yield from (f"part {name}.{field}" for field in thing.model_fields)
         elif name in {"Database", "Databases"} or inspect.isfunction(thing):
             yield from parameters(name, thing)
+    for part in parts["Database.pool"]:
+        assert hasattr(FairPool, part), part
+        yield f"part Database.pool.{part}"
     yield from parameters("run_transaction", dbkit.Database.run_transaction)
     yield from parameters("commands.manage", commands.manage)
 
@@ -86,7 +97,11 @@ def command_line() -> Iterator[str]:
     """Name the commands of manage.py, their arguments and options."""
     databases = dbkit.Databases(dbkit.Database("primary", "sqlite"))
     cli: Any = typer.main.get_command(commands.manage(databases, app="a:b", root=ROOT))
-    for name, command in cli.commands.items():
+    commands_ = dict(cli.commands)
+    for group, command in cli.commands.items():
+        for name, each in getattr(command, "commands", {}).items():
+            commands_[f"{group} {name}"] = each
+    for name, command in commands_.items():
         yield f"command {name}"
         for parameter in command.params:
             yield from (f"option {name} {option}" for option in parameter.opts)
@@ -105,11 +120,20 @@ def variables() -> Iterator[str]:
                         yield f"bound {prefix}{name.upper()} {sort} {getattr(bound, sort):g}"
 
 
+def checks() -> Iterator[str]:
+    """Name the ids of the checks, which `SILENCED_CHECKS` may name."""
+    page = (ROOT / "docs" / "checks.md").read_text(encoding="utf-8")
+    yield from (f"check {id_}" for id_ in re.findall(r"^\| `(\w+\.\w+)`", page, re.MULTILINE))
+
+
 def routes() -> Iterator[str]:
     """Name the routes that the kit adds."""
     app = FastAPI()
-    dbkit.install(app, dbkit.Databases(dbkit.Database("primary", "sqlite")))
-    yield from (f"route {path}" for path in app.openapi()["paths"])
+    databases = dbkit.Databases(dbkit.Database("primary", "sqlite"))
+    dbkit.install(app, databases)
+    hidden = [*metrics_router(databases).routes, *app.routes]
+    paths = [each.path for each in hidden if isinstance(each, APIRoute | Mount)]
+    yield from (f"route {path}" for path in [*app.openapi()["paths"], *paths])
 
 
 def broken(before: list[str], now: list[str]) -> list[str]:
