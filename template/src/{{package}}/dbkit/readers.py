@@ -156,7 +156,7 @@ def run_alone(
     The drivers' adapters fetch all rows with the statement, so that the result outlives the
     connection's return.
     """
-    if is_plain(statement):  # What an ORM session adds costs a quarter of the call.
+    if is_plain(statement):  # Then what an ORM session adds is for nothing.
         with engine.connect().execution_options(**AUTOCOMMIT) as connection:
             begin()
             return connection.execute(statement, params)
