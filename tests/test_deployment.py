@@ -14,20 +14,24 @@ import yaml
 from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres, find_binaries
 from dbkit.settings import DatabaseSettings
 from debian import find_program
+from mariadb import MariaDB
 from rendering import ROOT, Renderer, Service
 from running import PATIENCE, copy_of, environment, free_port, run, wait_until
 from variants import VARIANTS
 
 BIN = Path(sys.executable).parent
 VARIANT = {each.name: each for each in VARIANTS}
-DEPLOYED = ["default", "four-databases", "replicas", "postgresql-gitlab"]
+DEPLOYED = [
+    *("default", "four-databases", "replicas", "postgresql-gitlab"),
+    *("mysql", "every-engine"),
+]
 
 pytestmark = pytest.mark.xdist_group("deployment")
 
 
 @pytest.fixture
 def services(render: Renderer) -> list[Service]:
-    """Return services on one server, four databases, replicas, and one for GitLab: read only."""
+    """Return services for either provider, on each engine, and on several at once: read only."""
     return [render(**VARIANT[name].answers) for name in DEPLOYED]
 
 
@@ -47,7 +51,7 @@ def test_hadolint_finds_nothing(services: list[Service]) -> None:
 def test_manifests_are_kubernetes(services: list[Service]) -> None:
     manifests = [path for each in services for path in each.path.glob("deploy/*.yaml")]
 
-    assert len(manifests) == 2 + 3 + 3 + 2  # SQLite has a volume.
+    assert len(manifests) == 2 + 3 + 3 + 2 + 2 + 3  # SQLite has a volume.
     accepted(BIN / "kubernetes-validate", "--strict", *manifests)
 
 
@@ -98,6 +102,12 @@ def test_manifests_say_how_many_connections_they_need(services: list[Service]) -
             ("reports", "1 x (10 + 1) = 11"),
         ],
         [("primary", "3 x (10 + 1) = 33")],
+        [("primary", "3 x (10 + 1) = 33")],
+        [
+            ("orders", "1 x (10 + 1) = 11"),
+            ("primary", "1 x (10 + 1) = 11"),
+            ("order_archive", "1 x (3 + 1) = 4"),
+        ],
     ]
 
 
@@ -154,6 +164,33 @@ def test_steps_of_the_container_work_without_one(services: list[Service], tmp_pa
             process.kill()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [each for each in lines if each["level"] != "info"] == []
+
+
+def test_databases_of_compose_are_made_on_mariadb(
+    render: Renderer, mariadb: MariaDB, tmp_path: Path
+) -> None:
+    service = render(**VARIANT["every-engine"].answers)
+    (compose,) = documents(service.path / "compose.yaml")
+    urls = [
+        url
+        for url in compose["services"]["migrate"]["environment"].values()
+        if url.startswith("mysql:")
+    ]
+    names = [url.rpartition("/")[2] for url in urls]
+    server = compose["services"]["mariadb"]
+    assert {url.rpartition("/")[0] for url in urls} == {
+        f"mysql://root:{server['environment']['MARIADB_ROOT_PASSWORD']}@mariadb:3306"
+    }
+
+    mariadb.run(*filter(str.strip, compose["configs"]["mariadb-databases"]["content"].split(";")))
+
+    try:
+        found = mariadb.run(
+            "SELECT schema_name, default_character_set_name FROM information_schema.schemata"
+        )
+        assert {(name, "utf8mb4") for name in names} <= set(found)
+    finally:
+        mariadb.run(*(f"DROP DATABASE {name}" for name in names))
 
 
 def test_unit_of_the_documentation_is_one(tmp_path: Path) -> None:

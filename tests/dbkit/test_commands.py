@@ -15,7 +15,9 @@ from uuid import uuid4
 
 import pytest
 from dbkit.embedded import EmbeddedPostgres
+from debian import find_program
 from httpx import AsyncClient, HTTPError
+from mariadb import MariaDB
 from rendering import Renderer
 
 # A finder that hides the binaries of the embedded PostgreSQL, as in production.
@@ -300,6 +302,23 @@ def test_dbshell_reads_sql_from_its_input(service: Service, database: str) -> No
 
     assert done.code == 0
     assert "42" in done.out
+
+
+@pytest.mark.xdist_group("mariadb")
+def test_dbshell_reads_sql_from_its_input_on_mariadb(render: Renderer, mariadb: MariaDB) -> None:
+    shell = find_program("mariadb", "mariadb-client-core")
+    service = Service(render(databases=[{"name": "primary", "engine": "mysql"}]).path)
+    url = mariadb.create_database()
+
+    done = service.manage(
+        "dbshell",
+        stdin="SELECT 41 + 1, DATABASE();\n",
+        DATABASE_URL=url.render_as_string(hide_password=False),
+        PATH=f"{Path(shell).parent}:{os.environ['PATH']}",
+    )
+
+    assert (done.code, done.err) == (0, "")
+    assert f"42\t{url.database}" in done.out
 
 
 def test_a_port_that_is_taken_is_a_sentence(service: Service) -> None:

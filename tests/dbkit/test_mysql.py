@@ -5,15 +5,17 @@ from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from dbkit import TYPES, Database, NotConfigured, migrations
+from dbkit import TYPES, Database, NotConfigured, checks, migrations
 from dbkit.errors import Unreachable
 from dbkit.sqlstates import answer, is_retryable, sqlstate
-from mariadb import MariaDB
+from dbkit.testing.sandbox import Sandbox
+from mariadb import PASSWORD, MariaDB
 from running import PATIENCE
-from sqlalchemy import MetaData, text
-from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy import MetaData, make_url, text
+from sqlalchemy.exc import DataError, DBAPIError, InvalidRequestError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("mariadb")]
@@ -288,6 +290,108 @@ async def test_a_migration_that_fails_half_way_leaves_its_first_half(
     assert [each.applied for each in await migrations.history(database)] == [True, False]
     async with database.open():
         await run(database, "SELECT * FROM t0002")
+
+
+async def test_two_that_migrate_at_once_wait_for_each_other(
+    mariadb: MariaDB,
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "migrations" / "primary"
+    folder.mkdir(parents=True)
+    (folder / "0001.py").write_text(
+        '"""One."""\nfrom alembic import op\nrevision, down_revision = "0001", None\n\n\n'
+        "def upgrade():\n"
+        '    op.execute("CREATE TABLE t (id int, CONSTRAINT pk_t PRIMARY KEY (id))")\n'
+        '    op.execute("DROP TABLE IF EXISTS nowhere")\n'
+    )
+    database = Database("primary", "mysql", url=url, base=Base)
+    waiting = text("SELECT count(*) FROM information_schema.processlist WHERE state = 'User lock'")
+
+    async with Database("other", "mysql", url=url).open() as other:
+        async with other.session() as session:
+            await session.execute(text("SELECT GET_LOCK(MD5(DATABASE()), 0)"))
+            tasks = [asyncio.create_task(migrations.migrate(database)) for _ in range(2)]
+            async with asyncio.timeout(PATIENCE):
+                while await session.scalar(waiting) != 2:  # noqa: ASYNC110 -- in the server
+                    await asyncio.sleep(0.005)
+            await session.execute(text("SELECT RELEASE_LOCK(MD5(DATABASE()))"))
+        steps = await asyncio.gather(*tasks)
+
+    assert sorted(steps) == [[], ["upgraded to 0001: One."]]
+    # Not that the name of the primary key is ignored.
+    assert [each.getMessage() for each in caplog.records if each.name == "asyncmy"] == [
+        f"Unknown table '{database.read_settings().url.database}.nowhere'"
+    ]
+
+
+async def test_a_server_that_takes_no_more_writes_loses_its_connections(
+    mariadb: MariaDB, url: str
+) -> None:
+    user = f"u{uuid4().hex[:12]}"
+    name = make_url(url).database
+    await asyncio.to_thread(
+        mariadb.run,
+        f"CREATE USER {user}@'%' IDENTIFIED BY '{PASSWORD}'",
+        f"GRANT ALL ON {name}.* TO {user}@'%'",
+    )
+    own = make_url(url).set(username=user).render_as_string(hide_password=False)
+    async with Database("primary", "mysql", url=own, pool_size=3).open() as database:
+        await run(database, *SCHEMA.split(";"))
+        assert await database.pool.warm(3, deadline=10) == 3
+        await asyncio.to_thread(mariadb.run, "SET GLOBAL read_only = 1")
+        try:
+            with pytest.raises(DBAPIError) as caught:
+                await run(database, "DELETE FROM children")
+        finally:
+            await asyncio.to_thread(mariadb.run, "SET GLOBAL read_only = 0")
+        assert sqlstate(caught.value) == "25006"
+
+        await run(database, "DELETE FROM children")
+        status = database.pool.snapshot()
+        assert status.retired + status.lost == 3
+        assert status.connects > 3
+
+
+async def test_a_narrow_character_set_is_found(mariadb: MariaDB, url: str) -> None:
+    name = make_url(url).database
+    await asyncio.to_thread(mariadb.run, f"ALTER DATABASE {name} CHARACTER SET latin1")
+    database = Database("primary", "mysql", url=url)
+
+    found = [each async for each in checks.check([database])]
+
+    assert [(each.id, each.text) for each in found] == [
+        (
+            "mysql.W001",
+            "its new tables have the character set latin1, which not every text fits in",
+        )
+    ]
+    assert found[0].hint.startswith(f"ALTER DATABASE `{name}` CHARACTER SET utf8mb4;")
+
+
+async def test_the_sandbox_refuses_what_would_end_it(url: str) -> None:
+    async with (
+        Database("other", "mysql", url=url).open() as other,
+        Database("primary", "mysql", url=url, pool_size=1).open() as database,
+    ):
+        await run(other, *SCHEMA.split(";"))
+        sandbox = Sandbox("primary", database.engine)
+        for statement in ("CREATE TABLE t (id int)", "truncate parents", "/* now */ COMMIT"):
+            with pytest.raises(InvalidRequestError, match="would end the sandbox"):
+                await run(database, statement)
+        await run(database, "CREATE TEMPORARY TABLE t (id int)", "DELETE FROM children")
+        await database.execute(text("DELETE FROM parents"))
+        assert await database.reader.scalar(text("SELECT count(*) FROM parents")) == 0
+
+        assert await sandbox.end(database.engine) is None
+
+        assert await other.reader.scalar(text("SELECT count(*) FROM parents")) == 2
 
 
 @pytest.mark.parametrize(

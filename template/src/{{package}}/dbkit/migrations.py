@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import logging
+import re
 import subprocess
 import sys
 import warnings
@@ -167,6 +169,8 @@ async def connect(database: Database, *, alone: bool = False) -> AsyncGenerator[
             cursor.execute("PRAGMA foreign_keys = OFF")
             cursor.close()
 
+    if database.dialect == "mysql":
+        logging.getLogger("asyncmy").addFilter(is_news)
     async with engine.connect() as connection:
         if alone and database.dialect == "postgresql":
             # Of several that migrate at once, one does and the others wait, however long. In a
@@ -184,6 +188,11 @@ async def connect(database: Database, *, alone: bool = False) -> AsyncGenerator[
             await connection.execute(text(f"SELECT GET_LOCK(MD5(DATABASE()), {LONGEST_WAIT})"))
             await connection.commit()
         yield connection
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Leave out that MariaDB ignores the name of a primary key: our convention gives each one."""
+    return not re.fullmatch(r"Name '.*' ignored for PRIMARY key\.?", record.getMessage())
 
 
 def configure(
