@@ -8,8 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-from dbkit import Database, Databases, PoolTimeout, install, telemetry
-from dbkit.telemetry import METRICS, TIMES, Collector, underscores
+from dbkit import Database, Databases, PoolTimeout, install
+from dbkit.metrics import METRICS, POOL, TIMES
+from dbkit.prometheus import Collector, underscores
 from fastapi import FastAPI
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
@@ -71,7 +72,7 @@ class Service:
         found: Readings = {}
         for family in text_string_to_metric_families(answer.text):
             for sample in family.samples:
-                others = [v for k, v in sample.labels.items() if k != underscores(telemetry.POOL)]
+                others = [v for k, v in sample.labels.items() if k != underscores(POOL)]
                 found[sample.name, "".join(others)] = sample.value
         return found
 
@@ -113,7 +114,7 @@ def collect(reader: InMemoryMetricReader) -> Readings:
     found: Readings = {}
     for metric in (metric for scope in ours for metric in scope.metrics):
         for point in metric.data.data_points:
-            others = [str(v) for k, v in point.attributes.items() if k != telemetry.POOL]
+            others = [str(v) for k, v in point.attributes.items() if k != POOL]
             value = point.count if hasattr(point, "count") else point.value
             found[metric.name, "".join(others)] = value
     return found

@@ -8,8 +8,8 @@ from .exception_handlers import add_exception_handlers
 from .health import health_router
 from .logs import log_requests
 from .page import Pages
+from .prometheus import metrics_router
 from .replicas import ReadYourWrites
-from .telemetry import metrics_router
 
 
 def install(app: FastAPI, databases: Databases) -> None:
