@@ -13,7 +13,11 @@ from rendering import Renderer
 from running import copy_of, manage, run, wait_until
 
 SUITE = Path(__file__).parent / "planted" / "suite.py"
-DATABASES = [{"name": "primary", "engine": "postgresql"}, {"name": "audit", "engine": "sqlite"}]
+DATABASES = [
+    {"name": "primary", "engine": "postgresql"},
+    {"name": "audit", "engine": "sqlite"},
+    {"name": "near", "engine": "postgresql", "replica_of": "primary"},
+]
 
 pytestmark = pytest.mark.xdist_group("testing")
 
@@ -111,6 +115,11 @@ def test_all_else_passes(outcomes: dict[str, str]) -> None:
         ("one_statement_too_many", "2 statements, not 1:\n  primary: SELECT items.id", None),
         ("one_checkout_too_many", "2 checkouts, not 1:\n  primary: ", "the other checkout"),
         ("a_wrong_name", "no database primry; there is primary, audit", None),
+        (
+            "a_slow_replica",
+            "in tests, near reads by the connections of primary: name primary instead",
+            None,
+        ),
         (
             "an_engine_of_its_own",
             "primary: an engine of the test's own was still connected to its database",

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 from my_service.databases.audit import audit
+from my_service.databases.near import near
 from my_service.databases.primary import primary
+from my_service.dbkit.errors import PoolTimeout, Unreachable
 from my_service.items.models import Item
 from my_service.notes.audit import Note
 from sqlalchemy import func, insert, select, text
@@ -121,6 +123,7 @@ async def test_pool_of_one_with_whom_to_wait_for(databases: Any) -> None:
 
 
 async def test_isolated_tasks_at_once(client: Any, isolated: Any, assert_checkouts: Any) -> None:
+    count_items = select(func.count()).select_from(Item)
     everybody = asyncio.Barrier(8)
     databases: set[str] = set()
 
@@ -135,9 +138,10 @@ async def test_isolated_tasks_at_once(client: Any, isolated: Any, assert_checkou
                 session.add(Note(item_id=1, text="bright"))
             await everybody.wait()
             assert await count(primary, Item) == number
+            assert await near.reader.scalar(count_items) == number
             assert await count(audit, Note) == 1
 
-    with assert_checkouts(sum(range(8)) + 8 * 3):
+    with assert_checkouts(sum(range(8)) + 8 * 4):
         await asyncio.gather(*(task(number) for number in range(8)))
 
     assert len(databases) == 8
@@ -193,6 +197,36 @@ async def test_down(client: Any, database_down: Any, add_rows: Any, name: str) -
         assert (await client.get("/readyz")).json()["databases"][name]["status"] == "down"
     assert (await client.get("/readyz")).json()["databases"][name]["status"] == "up"
     assert [await count(primary, Item), await count(audit, Note)] == [1, 1]
+
+
+async def exhaust_replica(pool_exhausted: Any) -> None:
+    async with pool_exhausted("near"):
+        with pytest.raises(PoolTimeout, match="near: no connection within"):
+            await near.reader.scalar(select(1))
+        assert await primary.reader.scalar(select(1)) == 1
+    assert await near.reader.scalar(select(1)) == 1
+
+
+async def test_exhausted_replica(pool_exhausted: Any) -> None:
+    await exhaust_replica(pool_exhausted)
+
+
+@pytest.mark.committed
+async def test_exhausted_replica_in_full(pool_exhausted: Any) -> None:
+    await exhaust_replica(pool_exhausted)
+
+
+async def test_down_replica(client: Any, database_down: Any, add_rows: Any) -> None:
+    """Its primary is not, and serves its reads."""
+    await add_rows(Item(name="lamp", quantity=1))
+    count_items = select(func.count()).select_from(Item)
+    async with database_down("near"):
+        assert [near.status, primary.status] == ["down", "up"]
+        with pytest.raises(Unreachable):
+            await near.engine.connect()
+        assert await near.reader.scalar(count_items) == 1
+        assert (await client.get("/items")).status_code == 200
+    assert [near.status, await near.reader.scalar(count_items)] == ["up", 1]
 
 
 @pytest.mark.parametrize("name", ["primary", "audit"])
@@ -305,6 +339,11 @@ async def test_plants_one_checkout_too_many(client: Any, assert_checkouts: Any) 
     with assert_checkouts(1, "primary"):
         await client.get("/items")
         await count(primary, Item)  # the other checkout
+
+
+async def test_plants_a_slow_replica(databases: Any, slow_database: Any) -> None:
+    with slow_database("near", 0.5):
+        await near.reader.scalar(select(1))
 
 
 @pytest.mark.committed("primry")

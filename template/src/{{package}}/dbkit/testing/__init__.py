@@ -33,7 +33,7 @@ from . import faults
 from .folder import remove_unused, run_parent
 from .home import Home
 from .homes import find_homes
-from .isolation import Isolation, follow_sandbox
+from .isolation import Isolation, follow_primary
 from .watch import Record
 
 if TYPE_CHECKING:
@@ -137,8 +137,8 @@ async def databases(
     """Give the databases to this test alone; fail it if it leaves anything behind."""
     marker = request.node.get_closest_marker("committed")
     committed = set(marker.args or isolations) if marker else set[str]()
-    if unknown := sorted(committed - set(isolations)):
-        pytest.fail(f"no database {unknown[0]}; there is {', '.join(isolations)}", pytrace=False)
+    for name in sorted(committed):
+        isolation_of(isolations, name)
     overrides = dict(running_app.dependency_overrides)
     found: list[list[str]] = []
     try:
@@ -147,12 +147,24 @@ async def databases(
                 entered = each.copy() if name in committed else each.sandbox()
                 found.append(await stack.enter_async_context(entered))
                 for replica in each.database.replicas:
-                    stack.enter_context(follow_sandbox(replica))
+                    stack.enter_context(follow_primary(replica))
             yield running_app.state.databases
     finally:
         running_app.dependency_overrides = overrides
     if said := [fault for faults_ in found for fault in faults_]:
         pytest.fail("\n".join(said), pytrace=False)
+
+
+def isolation_of(isolations: dict[str, Isolation], name: str) -> Isolation:
+    """Find what isolates a database; fail the test if that is no database, or a replica."""
+    if name in isolations:
+        return isolations[name]
+    for each in isolations.values():
+        if name in [replica.name for replica in each.database.replicas]:
+            primary = each.database.name
+            said = f"in tests, {name} reads by the connections of {primary}: name {primary} instead"
+            pytest.fail(said, pytrace=False)
+    pytest.fail(f"no database {name}; there is {', '.join(isolations)}", pytrace=False)
 
 
 class Isolated(Protocol):
@@ -171,8 +183,11 @@ def isolated(databases: Databases, isolations: dict[str, Isolation]) -> Isolated
     @asynccontextmanager
     async def isolate() -> AsyncGenerator[None]:
         async with AsyncExitStack() as stack:
-            copies = [each.copy_here() for each in isolations.values()]
-            found = [await stack.enter_async_context(each) for each in copies]
+            found: list[list[str]] = []
+            for each in isolations.values():
+                found.append(await stack.enter_async_context(each.copy_here()))
+                for replica in each.database.replicas:
+                    stack.enter_context(follow_primary(replica, here=True))
             yield
         if said := [fault for faults_ in found for fault in faults_]:
             pytest.fail("\n".join(said), pytrace=False)
@@ -280,7 +295,7 @@ def counter(
     def count(count: int, database: str | None = None) -> Generator[None]:
         with ExitStack() as stack:
             records = {
-                name: stack.enter_context(isolations[name].watch.record())
+                name: stack.enter_context(isolation_of(isolations, name).watch.record())
                 for name in ([database] if database else isolations)
             }
             yield
@@ -307,8 +322,10 @@ def pool_exhausted(databases: Databases, isolations: dict[str, Isolation]) -> Po
     """
 
     def exhaust(database: str, pool_timeout: float = 0.1) -> AbstractAsyncContextManager[None]:
-        watch = isolations[database].watch
-        return faults.exhausted(databases[database], watch, pool_timeout)
+        if database in databases and databases[database].replica_of:
+            return faults.exhausted_replica(databases[database], pool_timeout)
+        isolation = isolation_of(isolations, database)
+        return faults.exhausted(isolation.database, isolation.watch, pool_timeout)
 
     return exhaust
 
@@ -323,12 +340,17 @@ def database_down(databases: Databases) -> DatabaseDown:
 
 
 @pytest.fixture
-def slow_database(databases: Databases) -> SlowDatabase:
+def slow_database(databases: Databases, isolations: dict[str, Isolation]) -> SlowDatabase:
     """Have each statement take some seconds longer.
 
     As in `with slow_database("primary", 0.5): ...`.
     """
-    return lambda database, seconds: faults.slow(databases[database], seconds)
+
+    def slow(database: str, seconds: float) -> AbstractContextManager[None]:
+        isolation_of(isolations, database)  # Of a replica, the primary's statements would be slow.
+        return faults.slow(databases[database], seconds)
+
+    return slow
 
 
 def outside_a_test(*_: object) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import event
 from sqlalchemy.util import await_only
 
 from ..database import Database
+from ..pool.connections import CLOSE_TIMEOUT
 from .watch import Watch
 
 EVENTS = ("do_execute", "do_executemany", "do_execute_no_params")
@@ -34,6 +35,19 @@ async def exhausted(
             yield
         finally:
             pool.options = options
+
+
+@asynccontextmanager
+async def exhausted_replica(replica: Database, pool_timeout: float) -> AsyncGenerator[None]:
+    """Give a replica a pool apart from its primary's, and hold its one connection."""
+    size = {"pool_size": 1, "max_overflow": 0, "pool_timeout": pool_timeout}
+    opened = replica.make(replica.settings.model_copy(update=size))
+    with replica.replaced(replace(opened, probe=replica.probe)):
+        try:
+            async with opened.engine.connect():
+                yield
+        finally:
+            await replica.pool.drain(CLOSE_TIMEOUT)
 
 
 @asynccontextmanager

@@ -87,7 +87,8 @@ test_variable.__test__ = False  # pyright: ignore[reportFunctionMemberAccess] --
 def refuse_configured(databases: Databases, homes: dict[str, Home]) -> None:
     """End the run before it touches a database that the service is configured to use."""
     configured: dict[object, Database] = {}
-    for database in databases.values():
+    # Replicas first: of one without a variable of its own, the primary's is named.
+    for database in sorted(databases.values(), key=lambda each: each.replica_of is None):
         with contextlib.suppress(NotConfigured):  # Without a URL there is nothing to spare.
             configured[address(database.read_settings().url)] = database
     for home in homes.values():

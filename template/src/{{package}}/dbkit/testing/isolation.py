@@ -162,8 +162,11 @@ class Isolation:
         return tasks - self._before - {asyncio.current_task()}  # pyright: ignore[reportReturnType] -- no None among them
 
 
-def follow_sandbox(replica: Database) -> AbstractContextManager[None]:
-    """Have a replica read what is in its primary until exit: nobody else sees into a sandbox."""
+def follow_primary(replica: Database, *, here: bool = False) -> AbstractContextManager[None]:
+    """Have a replica read what is in its primary until exit: nobody else sees into a sandbox.
+
+    Either everywhere, or `here`: in the current task and those that it begins.
+    """
     primary = replica.replica_of
     assert primary is not None  # noqa: S101 -- a replica is of something
     opened = replace(
@@ -172,7 +175,7 @@ def follow_sandbox(replica: Database) -> AbstractContextManager[None]:
         reader=Reader(replica.name, primary.engine, writer=primary.name),
         probe=replica.probe,
     )
-    return replica.replaced(opened)
+    return replica.replaced_here(opened) if here else replica.replaced(opened)
 
 
 def where(task: asyncio.Task[Any]) -> str:
