@@ -1,6 +1,7 @@
 """Fixtures of the whole suite: the template as it stands, and services rendered from it."""
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +15,10 @@ from rendering import ROOT, Renderer, commit_all
 from updating import write_history
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- where Linux has a tmpfs
+
+
+# A shell ignores Ctrl-C for what it runs in the background, and so would all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -62,8 +62,15 @@ def service(
     folder = copy_of(rendered, tmp_path_factory.mktemp("page"))
     main = folder / "src" / "orders" / "main.py"
     main.write_text(main.read_text() + FAULTS)
-    with running(folder, DATABASE_DRAIN_TIMEOUT="0") as service:
+    never = {"DATABASE_IDLE_IN_TRANSACTION_TIMEOUT": "0"}  # Else the server ends the leak.
+    with running(folder, DATABASE_DRAIN_TIMEOUT="0", **never) as service:
         yield service
+
+
+@pytest.fixture(scope="module")
+def leaked(service: RunningService) -> None:
+    """Have one connection of the service never returned."""
+    assert service.client.get("/leak").status_code == 200
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +133,7 @@ def test_settings_say_where_they_come_from_and_hide_the_password(page: Page) -> 
     expect(row.filter(has_text="DATABASE_URLpostgresql")).to_contain_text("postgres:***@127.0.0.1")
 
 
+@pytest.mark.usefixtures("leaked")
 def test_an_exhausted_pool_names_who_holds_it_by_route_and_line(
     page: Page, service: RunningService
 ) -> None:
@@ -134,7 +142,6 @@ def test_an_exhausted_pool_names_who_holds_it_by_route_and_line(
     card = page.locator("section").first
     address = service.client.base_url
     with socket.create_connection((address.host, address.port)) as waiting:
-        assert service.client.get("/leak").status_code == 200
         waiting.sendall(b"GET /<b>partner</b>/ACME HTTP/1.1\r\nHost: localhost\r\n\r\n")
         expect(card.locator(".used dd")).to_have_text("2")
 
@@ -152,6 +159,7 @@ def test_an_exhausted_pool_names_who_holds_it_by_route_and_line(
         assert page.locator("section b").count() == 0
 
 
+@pytest.mark.usefixtures("leaked")
 def test_what_is_paused_stays_as_it_is(page: Page) -> None:
     expect(page.locator(".holders tbody tr")).not_to_have_count(0)
     page.get_by_role("button", name="Pause").click()
@@ -172,6 +180,7 @@ def test_what_is_paused_stays_as_it_is(page: Page) -> None:
     assert row.evaluate("row => row.isConnected")
 
 
+@pytest.mark.usefixtures("leaked")
 def test_a_phone_need_not_scroll_sideways(page: Page) -> None:
     expect(page.locator(".holders tbody tr")).not_to_have_count(0)
     page.set_viewport_size({"width": 360, "height": 740})
