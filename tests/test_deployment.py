@@ -133,7 +133,7 @@ def test_steps_of_the_container_work_without_one(services: list[Service], tmp_pa
         }
         assert len(variables) == 4
         sql = tmp_path / "databases.sql"
-        sql.write_text(compose["configs"]["databases"]["content"])
+        sql.write_text(compose["configs"]["postgres-databases"]["content"])
         made = run(
             tmp_path,
             *(find_binaries() / "psql", "--host", "127.0.0.1", "--port", str(server.port)),
