@@ -59,6 +59,13 @@ def test_design_names_every_module_of_the_kit() -> None:
     assert sorted(named) == sorted(packages | modules | pool)
 
 
+def test_contributing_says_what_each_test_promises() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+
+    named = set(re.findall(r"`(test_\w+\.py)`", text))
+    assert named == {path.name for path in (ROOT / "tests").glob("test_*.py")}
+
+
 def test_each_ignored_rule_in_a_service_has_its_reason() -> None:
     for path in (ROOT / "template").rglob("*.py*"):
         for line in path.read_text().splitlines():
