@@ -163,14 +163,20 @@ async def test_a_connection_cancelled_in_a_statement_is_the_only_one_lost(
     assert database.pool.snapshot().connects == before + 1
 
 
-async def test_what_is_cancelled_stops_in_the_server_and_frees_its_locks(url: str) -> None:
-    declared = Database("primary", "mysql", url=url, pool_size=2, statement_timeout=0)
+@pytest.mark.parametrize("cancelled", [True, False], ids=["cancelled", "given up"])
+async def test_what_nobody_waits_for_stops_in_the_server_and_frees_its_locks(
+    url: str, monkeypatch: pytest.MonkeyPatch, *, cancelled: bool
+) -> None:
+    monkeypatch.setattr("dbkit.engine.FENCE", 0.5)
+    timeout = 0 if cancelled else 0.5
+    declared = Database("primary", "mysql", url=url, pool_size=2, statement_timeout=timeout)
     asleep = text("SELECT count(*) FROM information_schema.processlist WHERE info LIKE '%(987)'")
 
     async def hold(database: Database, number: int) -> None:
         async with database.session() as session:
             change = text("UPDATE parents SET number = 9 WHERE id = :id")
             await session.execute(change, {"id": number})
+            await session.execute(text("SET max_statement_time = 0"))
             await session.execute(text("SELECT SLEEP(987)"))
 
     async def until_there_are(count: int) -> None:
@@ -181,10 +187,12 @@ async def test_what_is_cancelled_stops_in_the_server_and_frees_its_locks(url: st
     async with declared.open() as database:
         await run(database, *SCHEMA.split(";"))
         tasks = [asyncio.create_task(hold(database, number)) for number in (1, 2)]
-        await until_there_are(2)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if cancelled:
+            await until_there_are(2)
+            for task in tasks:
+                task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(end, asyncio.CancelledError | DBAPIError) for end in ends)
         await until_there_are(0)
 
         assert tuple(await run(database, "SELECT sum(number) FROM parents FOR UPDATE")) == (3,)

@@ -18,6 +18,7 @@ from .settings import DatabaseSettings
 
 KILL_TIMEOUT = 5.0
 """Seconds in which what a cancelled caller left is stopped, or else runs to its own timeout."""
+SERVER_LOST = 2013
 LONGEST_WAIT = 31_536_000
 """Seconds that stand for "as long as it takes": the most that both servers take, a year."""
 
@@ -106,7 +107,7 @@ def save_round_trips(engine: Engine) -> None:
 
 
 def stop_what_is_left(engine: AsyncEngine, aside: AsyncEngine) -> None:
-    """Kill what cancelled callers leave to the server, locks and all, if that is quickly done.
+    """Kill what callers have left to the server, locks and all, if that is quickly done.
 
     By one connection beside the pool: in its queue they would wait behind who needs their locks.
     """
@@ -119,8 +120,14 @@ def stop_what_is_left(engine: AsyncEngine, aside: AsyncEngine) -> None:
 
     @event.listens_for(engine.sync_engine, "handle_error")
     def look(context: ExceptionContext) -> None:
-        cancelled = isinstance(context.original_exception, asyncio.CancelledError)
         connection = context.connection
-        if cancelled and connection and not connection.invalidated:
+        if connection and not connection.invalidated and is_left(context.original_exception):
             driver: Any = connection.connection.driver_connection
             cast("FairPool", engine.pool).beside(kill(driver.thread_id()))
+
+
+def is_left(error: BaseException) -> bool:
+    """Whether the server still works on what its caller no longer waits for."""
+    if isinstance(error, asyncio.CancelledError):
+        return True
+    return error.args[:1] == (SERVER_LOST,) and "(read timeout)" in str(error)  # our fence
