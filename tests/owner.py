@@ -235,7 +235,8 @@ def edit(service: Path) -> None:
     (service / "tests" / "test_shelves.py").write_text(filled(TESTS))
     (service / "migrations" / first / "0002_shelves.py").write_text(MIGRATION)
     for name in others:
-        (service / "migrations" / name / "0002_drop_notes.py").write_text(MIGRATION_OF_OTHERS)
+        if (history := service / "migrations" / name).is_dir():  # A replica has none.
+            (history / "0002_drop_notes.py").write_text(MIGRATION_OF_OTHERS)
     edit_main(package / "main.py")
     tune(package / "databases" / f"{first}.py")
     (service / "README.md").write_text("# Warehouse\n\nAsk Ann, then Bo.\n")

@@ -67,7 +67,8 @@ def test_contributing_says_what_each_test_promises() -> None:
 
 
 def test_each_ignored_rule_in_a_service_has_its_reason() -> None:
-    for path in (ROOT / "template").rglob("*.py*"):
-        for line in path.read_text().splitlines():
+    template = ROOT / "template"
+    for path in (*template.rglob("*.py"), *template.rglob("*.py.jinja")):
+        for line in path.read_text(encoding="utf-8").splitlines():
             if "# noqa" in line or "# pyright: ignore" in line:
                 assert " -- " in line, f"{path.name}: {line}"

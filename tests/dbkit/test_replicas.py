@@ -195,7 +195,8 @@ async def test_a_replica_that_is_behind_is_not_read(
         await caught_up(primary, replica)
         assert source(replica) is replica
         said = [each for each in caplog.messages if "its primary" in each]
-        assert [re.sub(r"\d+\.\d", "N", each) for each in said] == [
+        # Beside a limit of 1 ms, the background may find it behind once more.
+        assert [re.sub(r"\d+\.\d", "N", each) for each in said][:2] == [
             "replica: N s behind its primary",
             "replica: near enough again to its primary",
         ]
