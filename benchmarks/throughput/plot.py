@@ -4,6 +4,7 @@ uv run --group plots python -m benchmarks.throughput.plot
 """
 
 import json
+import math
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -126,6 +127,8 @@ def tables(results: dict[str, Any]) -> str:
 
 def latency(each: dict[str, float]) -> str:
     """Write p50 and p99."""
+    if math.isnan(each["p50"]):
+        return "none answered in a window"
     return f"{milliseconds(each['p50'])}, {milliseconds(each['p99'])}"
 
 
