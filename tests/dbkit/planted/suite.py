@@ -359,6 +359,16 @@ async def test_plants_an_engine_of_its_own(databases: Any) -> None:
     await connection.execute(select(1))
 
 
+@pytest.mark.committed
+async def test_a_connection_on_its_way_out_is_no_fault(databases: Any) -> None:
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
+
+    connection = await create_async_engine(primary.settings.url).connect()
+    KEPT.append(connection)
+    driver = (await connection.get_raw_connection()).driver_connection
+    asyncio.get_running_loop().call_later(0.1, driver.terminate)
+
+
 async def test_plants_a_use_outside(running_app: Any) -> None:
     await count(primary, Item)
 

@@ -19,7 +19,10 @@ class PostgresHome(ServerHome):
 
     async def connections(self, url: URL) -> int:
         """Count the connections to a copy."""
-        count = text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name")
+        count = text(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = :name AND backend_type = 'client backend'"  # No autovacuum.
+        )
         async with self.connect() as connection:
             return (await connection.execute(count, {"name": url.database})).scalar_one()
 
