@@ -1,11 +1,14 @@
 """The causes of an exhausted pool, planted in a service: each is named by route and line."""
 
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from rendering import Renderer
-from running import copy_of, running, wait_until
+from running import RunningService, copy_of, manage, running, wait_until
+
+TOKEN = "a token of some length"  # noqa: S105 -- of this test
 
 FAULTS = """\
 import asyncio
@@ -49,7 +52,16 @@ def line_of(text: str) -> str:
     return f"src/my_service/faults.py:{number}"
 
 
-def test_each_fault_is_named_in_the_log_and_in_the_503(render: Renderer, tmp_path: Path) -> None:
+def pools(service: RunningService, *arguments: str, token: str) -> subprocess.CompletedProcess[str]:
+    """Run `manage.py pools`, whose token comes from the environment."""
+    url = str(service.client.base_url)
+    variables = {"POOLS_TOKEN": token} if token else {}
+    return manage(service.folder, "pools", *arguments, "--url", url, variables=variables)
+
+
+def test_each_fault_is_named_in_the_log_in_the_503_and_by_the_command(
+    render: Renderer, tmp_path: Path
+) -> None:
     folder = copy_of(render(), tmp_path)
     (folder / "src/my_service/faults.py").write_text(FAULTS)
     main = folder / "src/my_service/main.py"
@@ -60,17 +72,31 @@ def test_each_fault_is_named_in_the_log_and_in_the_503(render: Renderer, tmp_pat
         "DATABASE_POOL_SIZE": "2",
         "DATABASE_POOL_TIMEOUT": "0.2",
         "DATABASE_LEAK_AFTER": "2",
+        "POOLS_TOKEN": TOKEN,
     }
     with running(folder, **settings) as service, ThreadPoolExecutor() as threads:
+        service.client.headers["Authorization"] = f"Bearer {TOKEN}"
         service.client.get("/faults/forget/7").raise_for_status()
         slow = threads.submit(service.client.get, "/faults/sleep")
         wait_until(lambda: service.status("/items") == 503, "no connection is left")
         forgets, sleeps = service.client.get("/items").json()["holders"]
         assert slow.result().status_code == 200
-        assert service.client.get("/faults/block").status_code == 200
+        service.client.get("/faults/forget/8").raise_for_status()
+
+        blocked = ""
+
+        def is_blamed() -> bool:
+            nonlocal blocked
+            assert service.client.get("/faults/block").status_code == 200
+            blocked = service.client.get("/items").json().get("blocked", "")
+            return blocked != ""
+
+        wait_until(is_blamed, "the 503 says what blocked the event loop")
         wait_until(lambda: "the event loop goes on" in service.log, "said what blocked")
         wait_until(lambda: "returned its connection" in service.log, "said what came back")
         said = service.log.splitlines()
+        shown = pools(service, "show", token=TOKEN)
+        refused = [pools(service, "watch", token=token) for token in ("", "y" * 16)]
 
     def line_with(words: str) -> str:
         return next(each for each in said if words in each)
@@ -87,9 +113,23 @@ def test_each_fault_is_named_in_the_log_and_in_the_503(render: Renderer, tmp_pat
     assert route in line_with("the database has nothing to do")
     assert line in line_with("the database has nothing to do")
 
-    blocks = line_with("the event loop is blocked")
-    assert "by GET /faults/block, at" in blocks
-    assert f"{line_of('time.sleep(2)')} in block;" in blocks
+    blocks, route, line = (
+        line_with("the event loop is blocked"),
+        "GET /faults/block",
+        f"{line_of('time.sleep(2)')} in block",
+    )
+    assert f"by {route}, at {line};" in blocks
+    assert f"by {route}, at {line}, until " in blocked
+
+    assert shown.returncode == 0
+    for words in (f"{route}  {line}", "GET /faults/forget/{number}, ended", "GET /faults/sleep"):
+        assert words in shown.stdout
+    for each in refused:
+        assert (each.returncode, "POOLS_TOKEN is not that of the service" in each.stdout) == (
+            1,
+            True,
+        )
+    assert TOKEN not in service.log + "".join(each.stdout for each in (shown, *refused))
 
     assert "no connection within 0.2 s" in service.log
     assert "held by GET /faults/sleep for" in service.log

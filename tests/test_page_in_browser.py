@@ -28,6 +28,7 @@ OPTIONS = [
 FAULTS = """
 
 import asyncio
+import time
 
 from sqlalchemy import text
 
@@ -41,6 +42,11 @@ async def leak() -> None:
     session = primary.session()
     kept.append(session)
     await (await session.__aenter__()).execute(text("select 's3cret'"))
+
+
+@app.get("/block")
+async def block() -> None:
+    time.sleep(1)
 
 
 @app.get("/<b>partner</b>/{name}")
@@ -157,6 +163,19 @@ def test_an_exhausted_pool_names_who_holds_it_by_route_and_line(
         assert "s3cret" not in content
         assert "ACME" not in content
         assert page.locator("section b").count() == 0
+
+
+def test_what_blocked_the_event_loop_is_named_once_it_has(
+    page: Page, service: RunningService
+) -> None:
+    loop = page.get_by_label("event loop")
+    expect(page.locator("section h2")).to_contain_text(["primary up", "audit up"])
+    expect(loop).to_be_hidden()
+
+    assert service.client.get("/block").status_code == 200
+
+    expect(loop.locator("tbody tr")).to_contain_text("GET /block")
+    expect(loop.locator("code").first).to_contain_text("in block")
 
 
 @pytest.mark.usefixtures("leaked")

@@ -153,8 +153,8 @@ async def test_a_slow_statement_is_not_taken_for_an_idle_hold(
 @asynccontextmanager
 async def watched(after: float) -> AsyncGenerator[Watchdog]:
     """Watch this loop."""
-    watchdog = Watchdog(after, lambda: "1 of primary")
-    with watchdog.watching():
+    watchdog = Watchdog(lambda: "1 of primary")
+    with watchdog.watching(after):
         yield watchdog
 
 
@@ -167,9 +167,15 @@ def block(said: Callable[[], bool]) -> None:
 
 async def test_the_line_that_blocks_the_loop_is_named(caplog: pytest.LogCaptureFixture) -> None:
     async with watched(0.1) as watchdog:
+        before = time.monotonic()
         block(lambda: bool(caplog.records))
-        await until(lambda: watchdog.blocks > 0)
+        told = watchdog.blocked_since(before)  # Before the loop has come round.
+        assert watchdog.blocked_since(time.monotonic() + 1) == ""
+        await until(lambda: len(caplog.records) > 1)
         blocked, goes_on = messages(caplog)
+    assert told.startswith("the event loop was blocked for 0.")
+    assert f" s by a task, at {line_of('blocks')} in block" in told
+    assert watchdog.blocks == 1
     assert f"{line_of('blocks')} in block" in blocked
     assert "in use: 1 of primary" in blocked
     assert "the event loop goes on, after" in goes_on

@@ -48,7 +48,9 @@ def test_no_name_of_a_route_reaches_the_terminal_as_a_command() -> None:
     pool = dict.fromkeys(["pool_size", "max_overflow", "in_use", "idle", "waiting"], 1)
     pool |= dict.fromkeys(["shed", "timeouts", "refused"], 0)
     database = {"up": True, "pool": pool, "holders": [], "routes": [route], "advice": []}
-    state = {"service": "s", "process": 1, "processes": 1, "databases": {"primary": database}}
+    loop = {"blocks": 0, "blocked_seconds": 0.0, "latest": []}
+    state = {"service": "s", "process": 1, "processes": 1, "event_loop": loop}
+    state["databases"] = {"primary": database}
 
     text = describe(state)
 

@@ -22,6 +22,7 @@ from .exception_handlers import DATABASE_RESPONSES, Problem, problem
 from .metadata import NAMING_CONVENTION, TYPES
 from .readers import Reader
 from .settings import DatabaseSettings
+from .usage import Holder
 
 __all__ = [
     "DATABASE_RESPONSES",
@@ -31,6 +32,7 @@ __all__ = [
     "DatabaseError",
     "DatabaseSettings",
     "Databases",
+    "Holder",
     "NotConfigured",
     "NotOpen",
     "PoolClosed",

@@ -25,6 +25,8 @@ class Databases(Mapping[str, Database]):
         self._by_name = {database.name: database for database in databases}
         self.service = ServiceSettings()
         """Settings of the service; the defaults until it is opened."""
+        self.watchdog = Watchdog(self._in_use)
+        """Knows what has blocked the event loop."""
         self.stopping = False
 
     def __getitem__(self, name: str) -> Database:
@@ -88,7 +90,9 @@ class Databases(Mapping[str, Database]):
         """Tell what the pools do, and what blocks the event loop."""
         log = asyncio.create_task(log_pools(self, self.service.pools_log_interval))
         after = self.service.blocked_loop_after
-        watching = Watchdog(after, self._in_use).watching() if after else nullcontext()
+        watching = self.watchdog.watching(after) if after else nullcontext()
+        for each in self.values():
+            each.pool.usage.blocked_since = self.watchdog.blocked_since
         try:
             with observed(self), watching:
                 yield

@@ -25,6 +25,8 @@ class DatabaseError(Exception):
     """Seconds after which trying again may help, where time may cure the state at all."""
     holders: Sequence[Holder] = ()
     """Who held the connections of the pool, the longest first, when that is why."""
+    blocked: str = ""
+    """What blocked the event loop meanwhile, if anything did, by route and line."""
 
     @property
     def database(self) -> str:

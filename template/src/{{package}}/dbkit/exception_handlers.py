@@ -31,6 +31,8 @@ class Problem(BaseModel):
     detail: str
     holders: list[str] | None = None
     """Who holds the connections of the pool, the longest first; only for who may see it."""
+    blocked: str | None = None
+    """What blocked the event loop meanwhile; only for who may see it."""
 
 
 class ProblemResponse(JSONResponse):
@@ -40,11 +42,16 @@ class ProblemResponse(JSONResponse):
 
 
 def problem(
-    status: int, detail: str, *, retry_after: float = 1, holders: list[str] | None = None
+    status: int,
+    detail: str,
+    *,
+    retry_after: float = 1,
+    holders: list[str] | None = None,
+    blocked: str | None = None,
 ) -> ProblemResponse:
     """Make the response that says what went wrong; a 503 also in how many seconds to try again."""
     title = HTTPStatus(status).phrase
-    body = Problem(title=title, status=status, detail=detail, holders=holders)
+    body = Problem(title=title, status=status, detail=detail, holders=holders, blocked=blocked)
     headers = None
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers = {"Retry-After": str(ceil(retry_after))}
@@ -101,12 +108,13 @@ async def database_unavailable(request: Request, error: Exception) -> JSONRespon
         if isinstance(error, state):
             token: str = request.app.state.databases.service.pools_token
             open_ = not is_closed(token) and may_see(request, token)
-            shown = [str(each) for each in error.holders] if open_ else None
+            holders = [str(each) for each in error.holders] if open_ else None
             return problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 f"{error.database}: {detail}",
                 retry_after=error.retry_after,
-                holders=shown or None,
+                holders=holders or None,
+                blocked=(open_ and error.blocked) or None,
             )
     raise error
 

@@ -6,7 +6,7 @@ https://opentelemetry.io/docs/specs/semconv/db/database-metrics/
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .pool import FairPool
 
@@ -20,14 +20,21 @@ ROUTE = "http.route"
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that a pool has at any moment; several, if it has an attribute."""
+    """A number that there is at any moment; several, if it has an attribute."""
 
     name: str
     kind: Literal["gauge", "counter"]
     unit: str
     description: str
-    read: Callable[[FairPool], float | Mapping[str, float]]
+    read: Callable[[Any], float | Mapping[str, float]]
+    """Reads it of a `FairPool`; of the `Watchdog`, if it is no pool's."""
     attribute: str = ""
+    of_pool: bool = True
+
+    @property
+    def labels(self) -> list[str]:
+        """The attributes that each value has."""
+        return [*([POOL] if self.of_pool else []), *([self.attribute] if self.attribute else [])]
 
 
 def by_route(field: str) -> Callable[[FairPool], Mapping[str, float]]:
@@ -154,6 +161,22 @@ METRICS = (
         by_route("in_sql"),
         ROUTE,
     ),
+    Metric(
+        "dbkit.event_loop.blocks",
+        "counter",
+        "{block}",
+        "Times that the event loop was blocked for longer than `blocked_loop_after`.",
+        lambda watchdog: watchdog.blocks,
+        of_pool=False,
+    ),
+    Metric(
+        "dbkit.event_loop.blocked",
+        "counter",
+        "s",
+        "Time for which it was, in all.",
+        lambda watchdog: watchdog.blocked_seconds,
+        of_pool=False,
+    ),
 )
 
 TIMES = {
@@ -165,10 +188,12 @@ TIMES = {
 
 
 def readings(metric: Metric, databases: "Databases") -> Iterable[tuple[dict[str, str], float]]:
-    """Read a metric of every open database: attributes and value."""
-    for database in databases.values():
-        if database.is_open:
-            found = metric.read(database.pool)
-            values = found.items() if isinstance(found, Mapping) else [("", found)]
-            for name, value in values:
-                yield {POOL: database.name} | ({metric.attribute: name} if name else {}), value
+    """Read a metric, of every open database where pools have it: attributes and value."""
+    sources: list[tuple[dict[str, str], Any]] = [({}, databases.watchdog)]
+    if metric.of_pool:
+        sources = [({POOL: each.name}, each.pool) for each in databases.values() if each.is_open]
+    for attributes, source in sources:
+        found = metric.read(source)
+        values = found.items() if isinstance(found, Mapping) else [("", found)]
+        for name, value in values:
+            yield attributes | ({metric.attribute: name} if name else {}), value

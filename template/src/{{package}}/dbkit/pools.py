@@ -152,6 +152,17 @@ def explain(advice: Advice) -> str:
 def describe(state: dict[str, Any]) -> str:
     """Write the state of a service for people."""
     lines = [f"{state['service']}, process {state['process']} of {state['processes']}"]
+    loop = state["event_loop"]
+    if loop["latest"]:
+        lines += [
+            "",
+            f"event loop: blocked {loop['blocks']} times, {loop['blocked_seconds']:.2f} s",
+        ]
+    lines += [
+        f"  {each['seconds']:8.2f} s  {each['ago']:4.0f} s ago  {each['by']}"
+        f"  {' <- '.join(each['where'])}"
+        for each in loop["latest"]
+    ]
     for name, database in state["databases"].items():
         pool = database["pool"]
         limit = pool["pool_size"] + pool["max_overflow"]
@@ -205,6 +216,6 @@ def read(url: str) -> dict[str, Any]:
 
 
 REFUSALS = {
-    401: "POOLS_TOKEN is not that of the service",
+    401: "POOLS_TOKEN is not that of the service: set the same here",
     404: "the page of the pools is closed: set POOLS_TOKEN where the service runs, and here",
 }

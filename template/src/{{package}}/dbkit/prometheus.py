@@ -52,12 +52,13 @@ class Collector:
         from prometheus_client import core  # noqa: PLC0415 -- not where it is off
 
         for metric in METRICS:
-            labels = [POOL, metric.attribute] if metric.attribute else [POOL]
             name = underscores(metric.name) + ("_seconds" if metric.unit == "s" else "")
             make = core.CounterMetricFamily if metric.kind == "counter" else core.GaugeMetricFamily
-            family = make(name, metric.description, labels=[underscores(each) for each in labels])
+            family = make(
+                name, metric.description, labels=[underscores(each) for each in metric.labels]
+            )
             for attributes, value in readings(metric, self._databases):
-                family.add_metric([attributes[each] for each in labels], value)
+                family.add_metric([attributes[each] for each in metric.labels], value)
             yield family
         yield from self._times(core)
 

@@ -154,6 +154,8 @@ class Usage:
         self.on_wait: Callable[[float], None] | None = None
         self.on_return: Callable[[float], None] | None = None
         """Told of the seconds that each took; None costs nothing."""
+        self.blocked_since: Callable[[float], str] = lambda _moment: ""
+        """Says what blocked the event loop after a moment, if anything did."""
         self._holding: dict[asyncio.Task[Any] | None, ConnectionPoolEntry] = {}
         self._warned: set[str] = set()
 

@@ -143,6 +143,24 @@ function showRoutes(routes) {
     "none yet");
 }
 
+// Nothing at all of a loop that was never blocked.
+function showLoop(loop) {
+  const section = byId("loop");
+  section.hidden = !loop.latest.length;
+  section.querySelector("small").textContent =
+    `blocked ${number(loop.blocks)} times, ${time(loop.blocked_seconds)} in all: meanwhile no request went on`;
+  section.querySelector("div").replaceChildren(makeTable(
+    [["who blocked it, and where: await it, or run it in a thread"], ["for", "number"], ["ago", "number"]],
+    loop.latest.map((each) => [
+      [
+        each.by,
+        ...each.where.map((line) => element("code", {}, line)),
+      ],
+      time(each.seconds), time(each.ago),
+    ]),
+    ""));
+}
+
 function showSettings(settings) {
   return makeTable([["variable"], ["value"], ["from"]],
     settings.map((each) => [element("code", {}, each.name), each.value, each.origin]), "none");
@@ -153,6 +171,7 @@ function show(state) {
   document.title = `Pools of ${state.service}`;
   const one = state.processes > 1 ? `process ${state.process}, one of ${state.processes}` : `process ${state.process}`;
   setStatus(`${one}, ${new Date(1000 * state.time).toLocaleTimeString()}`, false);
+  showLoop(state.event_loop);
   for (const [name, database] of Object.entries(state.databases)) {
     if (!cards.has(name)) cards.set(name, makeCard(name));
     const card = cards.get(name);

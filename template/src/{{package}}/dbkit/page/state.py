@@ -15,6 +15,7 @@ from ..databases import Databases
 from ..engine import SERVICE
 from ..settings import DatabaseSettings
 from ..usage import Holder
+from ..watchdog import Watchdog
 from .advice import advise, measure
 
 SECONDS = 300
@@ -55,6 +56,7 @@ class State:
             "process": os.getpid(),
             "processes": self._databases.service.web_concurrency,
             "time": round(time.time(), 3),
+            "event_loop": describe_loop(self._databases.watchdog),
             "databases": {
                 each.name: self._describe_database(each)
                 for each in self._databases.values()
@@ -99,6 +101,19 @@ def sample(database: Database) -> dict[str, Any]:
         "turned_away": status.shed + status.timeouts + status.refused,
         "checkouts": sum(each.checkouts for each in pool.usage.routes.values()),
         "held": sum(each.held for each in pool.usage.routes.values()),
+    }
+
+
+def describe_loop(watchdog: Watchdog) -> dict[str, Any]:
+    """Return how often the event loop was blocked, for how long, and by whom, the latest first."""
+    now = monotonic()
+    return {
+        "blocks": watchdog.blocks,
+        "blocked_seconds": watchdog.blocked_seconds,
+        "latest": [
+            {"ago": now - each.until, "seconds": each.seconds, "by": each.by, "where": each.where}
+            for each in reversed(watchdog.latest)
+        ],
     }
 
 

@@ -484,21 +484,25 @@ class FairPool(Pool):
     def _timed_out(self, now: float) -> PoolTimeout:
         self._connections.counters.timeouts += 1
         text = timed_out(self.snapshot(), self.options.timeout, self.options.env_prefix)
-        return self._with_holders(PoolTimeout, text, now)
+        return self._with_causes(PoolTimeout, text, now, self.options.timeout)
 
     def _overloaded(self, now: float, waited: float) -> PoolOverloaded:
         self._connections.counters.shed += 1
         text = overloaded(self.snapshot(), waited, self.options.env_prefix)
-        return self._with_holders(PoolOverloaded, text, now)
+        return self._with_causes(PoolOverloaded, text, now, waited)
 
-    def _with_holders(self, state: type[Refused], text: str, now: float) -> Refused:
-        """Make an error that names who holds the connections, as it was a second ago at most."""
+    def _with_causes(self, state: type[Refused], text: str, now: float, waited: float) -> Refused:
+        """Make an error that names who holds the connections, as it was a second ago at most.
+
+        And what blocked the event loop: meanwhile, or so shortly before that it is why.
+        """
         if now - self._blamed_at >= BLAME_FOR:
             self._blamed_at = now
             self._blamed = tuple(self.holders(SHOWN_HOLDERS))
             self._blame = "".join(f"\n  held by {each}" for each in self._blamed)
-        error = state(text + self._blame)
-        error.holders = self._blamed
+        blocked = self.usage.blocked_since(now - waited - BLAME_FOR)
+        error = state(text + self._blame + (blocked and f"\n  {blocked}"))
+        error.holders, error.blocked = self._blamed, blocked
         self._overloads.note(now, str(error))
         return error
 
