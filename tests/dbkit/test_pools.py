@@ -1,10 +1,19 @@
 """`manage.py pools`: what a person reads in a terminal."""
 
 import json
+import time
+from collections.abc import Iterator
+from threading import Thread
+from typing import Any
 
 import pytest
+import uvicorn
+from dbkit import Databases, install
 from dbkit.pools import cli, describe
+from fastapi import FastAPI
 from typer.testing import CliRunner, Result
+
+TOKEN = "a token of some length"  # noqa: S105 -- of these tests
 
 
 def run(*arguments: str) -> Result:
@@ -43,16 +52,58 @@ def test_a_mistake_is_answered_with_a_sentence(arguments: list[str], message: st
     assert message in done.output
 
 
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """Serve the page to who has the token."""
+    databases = Databases()
+    databases.service = databases.service.model_copy(update={"pools_token": TOKEN})
+    app = FastAPI()
+    install(app, databases)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None))
+    thread = Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+def test_the_token_comes_from_the_environment(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POOLS_TOKEN", TOKEN)
+
+    done = run("show", "--url", url, "--json")
+
+    assert json.loads(done.output)["databases"] == {}
+    assert TOKEN not in done.output
+
+
+@pytest.mark.parametrize("command", ["show", "watch"])
+@pytest.mark.parametrize("token", [None, "another of some length"])
+def test_without_the_token_a_sentence_says_what_to_set(
+    url: str, command: str, token: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("POOLS_TOKEN", raising=False)
+    if token:
+        monkeypatch.setenv("POOLS_TOKEN", token)
+
+    done = run(command, "--url", url)
+
+    assert done.exit_code == 1
+    assert done.output == "POOLS_TOKEN is not that of the service: set the same here\n"
+
+
 def test_no_name_of_a_route_reaches_the_terminal_as_a_command() -> None:
     route = {"route": "GET /\x1b[2J", "checkouts": 1, "held": 1.0, "in_sql": 0.5, "longest": 1.0}
     pool = dict.fromkeys(["pool_size", "max_overflow", "in_use", "idle", "waiting"], 1)
     pool |= dict.fromkeys(["shed", "timeouts", "refused"], 0)
     database = {"up": True, "pool": pool, "holders": [], "routes": [route], "advice": []}
-    loop = {"blocks": 0, "blocked_seconds": 0.0, "latest": []}
+    loop: dict[str, Any] = {"blocks": 0, "blocked_seconds": 0.0, "latest": []}
     state = {"service": "s", "process": 1, "processes": 1, "event_loop": loop}
-    state["databases"] = {"primary": database}
 
-    text = describe(state)
+    text = describe(state | {"databases": {"primary": database}})
 
     assert "GET /?[2J" in text
     assert "\x1b" not in text

@@ -365,7 +365,7 @@ async def test_a_connection_on_its_way_out_is_no_fault(databases: Any) -> None:
 
     connection = await create_async_engine(primary.settings.url).connect()
     KEPT.append(connection)
-    driver = (await connection.get_raw_connection()).driver_connection
+    driver: Any = (await connection.get_raw_connection()).driver_connection
     asyncio.get_running_loop().call_later(0.1, driver.terminate)
 
 
