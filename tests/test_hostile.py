@@ -42,6 +42,9 @@ def test_a_body_is_refused_for_what_it_is(
 
     assert response.status_code == status
     assert len(response.content) < 1000
+    items = service.client.get("/openapi.json").json()["paths"]["/items"]
+    for documented in (each["responses"][str(status)] for each in items.values()):
+        assert response.headers["content-type"].partition(";")[0] in documented["content"]
 
 
 def answer(service: RunningService, *parts: bytes) -> bytes:

@@ -47,6 +47,9 @@ async def orders(session: Annotated[AsyncSession, session_from(databases["orders
 async def broken():
     raise RuntimeError("no postgresql://me:hunter2@host/name\\nhere")
 app.include_router(things, prefix="/api")
+tenants = FastAPI()
+tenants.include_router(things)
+app.mount("/tenants/{tenant}", tenants)
 """
 
 
@@ -140,6 +143,14 @@ def test_a_request_says_what_it_used_of_each_database(service: Logged) -> None:
     assert list(used) == ["statements", "sql_ms", "held_ms", "waited_ms"]
     assert used["statements"] == 3  # BEGIN IMMEDIATE is one on SQLite.
     assert line["duration_ms"] >= used["held_ms"] >= used["sql_ms"] >= 0
+
+
+def test_a_route_of_a_mounted_application_has_the_mount_before_it(service: Logged) -> None:
+    service.get("/tenants/ACME/things/7", **{"X-Request-ID": "mounted"})
+
+    _, line = service.lines_of("mounted", 2)
+    assert line["route"] == "/tenants/{tenant}/things/{thing}"
+    assert "ACME" not in str(line)
 
 
 def test_a_path_of_no_route_is_shown_and_does_not_break_the_line(service: Logged) -> None:

@@ -1,5 +1,7 @@
 """What the kit adds to an application."""
 
+from typing import Any
+
 from fastapi import FastAPI
 
 from .databases import Databases
@@ -11,6 +13,16 @@ from .page import Pages
 from .prometheus import metrics_router
 from .replicas import ReadYourWrites
 
+TOO_LARGE: dict[str, Any] = {
+    "description": "The body is larger than this service takes",
+    "content": {
+        "text/plain": {"schema": {"type": "string"}},  # of the length that was announced
+        "application/json": {  # of what was read
+            "schema": {"type": "object", "properties": {"detail": {"type": "string"}}}
+        },
+    },
+}
+
 
 def install(app: FastAPI, databases: Databases) -> None:
     """Add health, metrics, the page of the pools, responses for database errors, and a log.
@@ -18,6 +30,8 @@ def install(app: FastAPI, databases: Databases) -> None:
     Requests whose client has left are ended.
     """
     app.state.databases = databases
+    if app.max_body_size is not None:
+        app.router.responses.setdefault(413, TOO_LARGE)
     if any(database.replica_of for database in databases.values()):
         app.add_middleware(ReadYourWrites)
     app.add_middleware(CancelOnDisconnect)

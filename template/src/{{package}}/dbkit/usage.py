@@ -255,7 +255,17 @@ def template_of(scope: Scope) -> str | None:
     # With the prefix of `include_router` it is only here.
     inner = scope.get("fastapi")
     route = (inner and inner.get("effective_route_context")) or scope.get("route")
-    return getattr(route, "path_format", None) or getattr(route, "path", None)
+    path = getattr(route, "path_format", None) or getattr(route, "path", None)
+    return mounts_of(scope) + path if path else None
+
+
+def mounts_of(scope: Scope) -> str:
+    """Return the paths of the mounts that led to a route, as they were declared."""
+    if "app_root_path" not in scope:  # Set by the first mount; before, it is the proxy's prefix.
+        return ""
+    names = {value: name for name, value in scope["path_params"].items()}
+    taken = scope["root_path"].removeprefix(scope["app_root_path"]).split("/")
+    return "/".join(f"{{{names[each]}}}" if each in names else each for each in taken)
 
 
 def request_id_of(scope: Scope | None) -> str | None:
