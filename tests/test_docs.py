@@ -24,7 +24,7 @@ from running import run
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 TEMPLATES = [ROOT / "template" / name for name in ("README.md.jinja", "AGENTS.md.jinja")]
-PLAIN = {"", "text", "mermaid", "sql", "http"}
+PLAIN = {"", "text", "sql", "http"}
 """Blocks that only a reader can check."""
 
 # What runs the commands that are not `manage.py`'s: how they begin, and a file with a text in it.

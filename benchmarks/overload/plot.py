@@ -99,7 +99,8 @@ def draw(results: dict[str, Any]) -> None:
     for axes in (good, slow):
         axes.set_xticks(range(len(loads)), loads)
         axes.spines[["top", "right"]].set_visible(False)
-    good.legend(frameon=False, fontsize=8, loc="lower left")
+    slow.margins(y=0.15)
+    figure.legend(frameon=False, loc="outside upper center", ncols=2)
     PICTURE.parent.mkdir(exist_ok=True)
     plt.rcParams["svg.hashsalt"] = "overload"  # The same figures draw the same file.
     figure.savefig(PICTURE, metadata={"Date": None})
