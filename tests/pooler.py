@@ -43,16 +43,25 @@ def pgbouncer(
         "max_client_conn": 500,
         **settings,
     }
+    text = (
+        f"[databases]\n* = host={server.host} port={server.port}"
+        f" user={server.username} password={server.password}\n[pgbouncer]\n"
+        + "".join(f"{key} = {value}\n" for key, value in ini.items())
+    )
+    with running_pgbouncer(text, port, files or {}):
+        yield server.set(host="127.0.0.1", port=port)
+
+
+@contextmanager
+def running_pgbouncer(
+    ini: str, port: int, files: dict[str, bytes]
+) -> Generator[subprocess.Popen[bytes]]:
+    """Run a PgBouncer with these settings, which have it listen on `port`."""
     with TemporaryDirectory() as name:
         folder, log = Path(name), Path(name, "log")
-        for each, content in (files or {}).items():
+        for each, content in (files | {"ini": ini.encode()}).items():
             (folder / each).write_bytes(content)
         folder.chmod(0o755)  # For a user who may read it; it holds no more than a test's password.
-        (folder / "ini").write_text(
-            f"[databases]\n* = host={server.host} port={server.port}"
-            f" user={server.username} password={server.password}\n[pgbouncer]\n"
-            + "".join(f"{key} = {value}\n" for key, value in ini.items())
-        )
         command = [str(find_pgbouncer()), "-q", str(folder / "ini")]
         if os.geteuid() == 0:  # It refuses to run as root.
             command[1:1] = ["-u", "nobody"]
@@ -62,7 +71,7 @@ def pgbouncer(
             while not listens(port):
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.01)
-            yield server.set(host="127.0.0.1", port=port)
+            yield process
         finally:
             process.kill()
             process.wait()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,8 +16,19 @@ from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres, find_binaries
 from dbkit.settings import DatabaseSettings
 from debian import find_program
 from mariadb import MariaDB
+from pooler import running_pgbouncer
 from rendering import ROOT, Renderer, Service
-from running import PATIENCE, copy_of, environment, free_port, run, wait_until
+from running import (
+    PATIENCE,
+    copy_of,
+    environment,
+    free_port,
+    manage,
+    run,
+    running,
+    wait_until,
+    write_and_read,
+)
 from variants import VARIANTS
 
 BIN = Path(sys.executable).parent
@@ -49,15 +61,17 @@ def test_hadolint_finds_nothing(services: list[Service]) -> None:
 
 
 def test_manifests_are_kubernetes(services: list[Service]) -> None:
-    manifests = [path for each in services for path in each.path.glob("deploy/*.yaml")]
+    found = [path for each in services for path in each.path.glob("deploy/**/*.yaml")]
+    manifests = [path for path in found if path.name != "compose.yaml"]
 
-    assert len(manifests) == 2 + 3 + 3 + 2 + 2 + 3  # SQLite has a volume.
+    assert len(manifests) == 3 + 4 + 4 + 3 + 2 + 4  # SQLite has a volume, PostgreSQL a PgBouncer.
     accepted(BIN / "kubernetes-validate", "--strict", *manifests)
 
 
 def test_other_files_are_of_their_schemas(services: list[Service]) -> None:
     for schema, name in (
         ("compose-spec", "compose.yaml"),
+        ("compose-spec", "deploy/pgbouncer/compose.yaml"),
         ("github-workflows", ".github/workflows/ci.yml"),
         ("gitlab-ci", ".gitlab-ci.yml"),
     ):
@@ -93,7 +107,7 @@ def test_manifests_say_how_many_connections_they_need(services: list[Service]) -
     ]
 
     assert said == [
-        [("primary", "3 x (10 + 1) = 33")],
+        [("primary", "4 x (10 + 1) = 44")],
         [("primary", "1 x (10 + 1) = 11"), ("analytics", "1 x (2 + 1) = 3")],
         [
             ("primary", "1 x (10 + 1) = 11"),
@@ -101,8 +115,8 @@ def test_manifests_say_how_many_connections_they_need(services: list[Service]) -
             ("near", "1 x (5 + 1) = 6"),
             ("reports", "1 x (10 + 1) = 11"),
         ],
-        [("primary", "3 x (10 + 1) = 33")],
-        [("primary", "3 x (10 + 1) = 33")],
+        [("primary", "4 x (10 + 1) = 44")],
+        [("primary", "4 x (10 + 1) = 44")],
         [
             ("orders", "1 x (10 + 1) = 11"),
             ("primary", "1 x (10 + 1) = 11"),
@@ -164,6 +178,61 @@ def test_steps_of_the_container_work_without_one(services: list[Service], tmp_pa
             process.kill()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [each for each in lines if each["level"] != "info"] == []
+
+
+def test_a_service_is_right_behind_the_pgbouncer_of_the_manifests(
+    services: list[Service], tmp_path: Path
+) -> None:
+    """Make its list of users as the manifest says, and run it with its own settings."""
+    folder = copy_of(services[1], tmp_path)
+    pooled = documents(folder / "deploy" / "pgbouncer" / "compose.yaml")[0]["services"]
+    manifest = (folder / "deploy" / "pgbouncer" / "kubernetes.yaml").read_text()
+    (select,) = re.findall(r'^# +("SELECT .*")$', manifest, re.MULTILINE)
+    ini = (folder / "deploy" / "pgbouncer" / "pgbouncer.ini").read_text()
+    port = free_port()
+    with EmbeddedPostgres(tmp_path / "postgres", settings=TEST_SETTINGS) as server:
+
+        def psql(sql: str) -> str:
+            done = run(
+                tmp_path,
+                *(find_binaries() / "psql", "--no-align", "--tuples-only", "--command", sql),
+                *("--host", "127.0.0.1", "--port", str(server.port), "--username", "postgres"),
+                variables={"PGPASSWORD": server.password},
+            )
+            assert done.returncode == 0, done.stdout
+            return done.stdout
+
+        psql("CREATE ROLE \"user\" LOGIN PASSWORD 'p@ss'")
+        for name in ("primary", "analytics"):
+            psql(f'CREATE DATABASE "{name}" OWNER "user"')
+        users = psql(shlex.split(select)[0])
+        assert users.startswith('"user" "SCRAM-SHA-256$')
+        for written, here in (
+            ("host=postgres", f"host=127.0.0.1 port={server.port}"),
+            ("listen_addr = *", "listen_addr = 127.0.0.1"),
+            ("= 6432", f"= {port}"),
+            ("/etc/pgbouncer/", ""),
+        ):
+            assert written in ini
+            ini = ini.replace(written, here)
+        variables = {
+            name: value.replace("postgres:local@pgbouncer:6432", f"user:p%40ss@127.0.0.1:{port}")
+            for name, value in pooled["service"]["environment"].items()
+        }
+        assert list(variables) == [
+            *("DATABASE_URL", "DATABASE_PGBOUNCER"),
+            *("ANALYTICS_DATABASE_URL", "ANALYTICS_DATABASE_PGBOUNCER"),
+        ]
+        with running_pgbouncer(ini, port, {"userlist.txt": users.encode()}) as pgbouncer:
+            migrated = manage(folder, "migrate", variables=variables)
+            assert migrated.returncode == 0, migrated.stdout
+            checked = manage(folder, "check", "--fail-level", "warning", variables=variables)
+            assert checked.returncode == 0, checked.stdout
+            with running(folder, **variables) as service:
+                write_and_read(service.client, VARIANT["four-databases"].names_of_databases)
+            assert "WARNING" not in service.log
+            pgbouncer.send_signal(signal.SIGINT)
+            assert pgbouncer.wait(PATIENCE) == 0
 
 
 def test_databases_of_compose_are_made_on_mariadb(

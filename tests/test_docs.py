@@ -46,6 +46,10 @@ RUN_BY = {
     "python fleet.py": ("tests/test_fleet.py", "test_all_are_updated_without_conflict"),
     "uvx copier update": ("tests/test_questions.py", "run_update"),
     ".venv/bin/uvicorn": ("tests/test_deployment.py", "test_steps_of_the_container"),
+    "docker compose --file compose.yaml --file deploy/pgbouncer/compose.yaml up": (
+        "tests/test_deployment.py",
+        "test_a_service_is_right_behind_the_pgbouncer_of_the_manifests",
+    ),
     "docker compose up": ("tests/test_deployment.py", "test_steps_of_the_container"),
     "kubectl": ("tests/test_deployment.py", "test_manifests_are_kubernetes"),
 }

@@ -59,6 +59,9 @@ CONTAINERS = {
     "Dockerfile",
     "compose.yaml",
     "deploy/migrate.yaml",
+    "deploy/pgbouncer/compose.yaml",
+    "deploy/pgbouncer/kubernetes.yaml",
+    "deploy/pgbouncer/pgbouncer.ini",
     "deploy/service.yaml",
 }
 
