@@ -27,7 +27,8 @@ def claim(
 
 
 def found(*claims: Claim, processes: int) -> list[tuple[str, int]]:
-    return [(each.id, each.limit) for each in excesses(claims, processes)]
+    limits = [each.limit for each in excesses(claims, processes)]
+    return [(limit.id, limit.connections) for limit in limits]
 
 
 def test_databases_of_one_server_are_summed_and_of_two_are_not() -> None:

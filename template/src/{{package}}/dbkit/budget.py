@@ -1,8 +1,9 @@
 """The budget: the connections that all processes may open, against what each server accepts."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -30,6 +31,15 @@ POSTGRESQL = text("""
 """)
 
 
+class Limit(NamedTuple):
+    """How many connections are accepted, for which check, by which server, and in words."""
+
+    id: str
+    server: str
+    connections: int
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How many connections a server accepts: in all, of a role, and to a database; -1 is any."""
@@ -41,6 +51,16 @@ class Limits:
     role_limit: int
     database: str
     database_limit: int
+
+    def each(self) -> Iterator[Limit]:
+        """Say each limit in words."""
+        free = self.max_connections - self.reserved
+        of_all = f"the server accepts {free} ({self.max_connections}, {self.reserved} reserved)"
+        of_role = f"role {self.role} may have {self.role_limit}"
+        of_database = f"database {self.database} may have {self.database_limit}"
+        yield Limit("database.E010", self.server, free, of_all)
+        yield Limit("database.E011", self.server, self.role_limit, of_role)
+        yield Limit("database.E012", self.server, self.database_limit, of_database)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +79,17 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """A limit that the service can exceed; `id` is that of the check."""
+    """A limit that the service can exceed."""
 
-    id: str
-    claims: tuple[Claim, ...]
-    limit: int
-    of: str
+    limit: Limit
+    claims: list[Claim]
     processes: int
 
     def __str__(self) -> str:
         each = ", ".join(f"{claim.database} {claim.connections}" for claim in self.claims)
         wanted = self.processes * sum(claim.connections for claim in self.claims)
         return (
-            f"up to {wanted} connections, and {self.of}: {each} in each of"
+            f"up to {wanted} connections, and {self.limit.text}: {each} in each of"
             f" {self.processes} processes, with a probe each"
         )
 
@@ -85,32 +103,10 @@ async def read_limits(connection: AsyncConnection) -> Limits | None:
 
 def excesses(claims: Iterable[Claim], processes: int) -> Iterator[Excess]:
     """Sum what is claimed of each server, role and database; find what is more than its limit."""
-    claims = tuple(claims)
-
-    def sums(key: Callable[[Limits], object]) -> Iterator[tuple[Claim, ...]]:
-        groups: dict[object, list[Claim]] = defaultdict(list)
-        for claim in claims:
-            groups[key(claim.limits)].append(claim)
-        yield from map(tuple, groups.values())
-
-    def too_many(group: tuple[Claim, ...], limit: int) -> bool:
-        return limit >= 0 and processes * sum(each.connections for each in group) > limit
-
-    for group in sums(lambda limits: limits.server):
-        limits = group[0].limits
-        limit = limits.max_connections - limits.reserved
-        if too_many(group, limit):
-            of = (
-                f"the server accepts {limit} ({limits.max_connections}, {limits.reserved} reserved)"
-            )
-            yield Excess("database.E010", group, limit, of, processes)
-    for group in sums(lambda limits: (limits.server, limits.role)):
-        limits = group[0].limits
-        if too_many(group, limits.role_limit):
-            of = f"role {limits.role} may have {limits.role_limit}"
-            yield Excess("database.E011", group, limits.role_limit, of, processes)
-    for group in sums(lambda limits: (limits.server, limits.database)):
-        limits = group[0].limits
-        if too_many(group, limits.database_limit):
-            of = f"database {limits.database} may have {limits.database_limit}"
-            yield Excess("database.E012", group, limits.database_limit, of, processes)
+    sharing: dict[Limit, list[Claim]] = defaultdict(list)
+    for claim in claims:
+        for limit in claim.limits.each():
+            sharing[limit].append(claim)
+    for limit, group in sorted(sharing.items(), key=lambda item: item[0].id):
+        if 0 <= limit.connections < processes * sum(each.connections for each in group):
+            yield Excess(limit, group, processes)

@@ -1,15 +1,4 @@
-"""States of a database that stop a caller; each says which database, and what to do next.
-
-* DatabaseError
-  x NotConfigured
-  x NotOpen
-  x ReadOnly
-  x Unreachable
-  x PoolTimeout
-  x PoolOverloaded
-  x PoolClosed
-  x EmbeddedFailed
-"""
+"""States of a database that stop a caller; each says which database, and what to do next."""
 
 from collections.abc import Sequence
 

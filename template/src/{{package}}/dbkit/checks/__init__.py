@@ -69,7 +69,7 @@ async def check(databases: Iterable[Database], *, deploy: bool = False) -> Async
             text = str(error).removeprefix(f"{database.name}: ")
             yield Finding("database.E002", database.name, text)
     for excess in excesses(claims, read_service_settings(variables).processes):
-        yield Finding(excess.id, excess.claims[0].database, str(excess), HINT)
+        yield Finding(excess.limit.id, excess.claims[0].database, str(excess), HINT)
 
 
 async def run(check_: Check, subject: Subject) -> AsyncGenerator[Finding]:
