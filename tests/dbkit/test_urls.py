@@ -76,7 +76,7 @@ def test_a_socket_folder_may_stand_where_the_host_does() -> None:
         (
             "postgresql://u@h/n?application_name=s3cret",
             (
-                "parameter application_name is not known to asyncpg; it takes gsslib, host,"
+                "parameter application_name is not known here; it takes gsslib, host,"
                 " krbsrvname, port, ssl, sslcert, sslkey, sslmode, sslrootcert,"
                 " target_session_attrs"
             ),

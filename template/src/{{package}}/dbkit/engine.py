@@ -20,6 +20,7 @@ from .pgbouncer import behind_pgbouncer
 from .pool import FairPool
 from .settings import DatabaseSettings
 from .sqlstates import DISCONNECTED, READ_ONLY, UNKNOWN_STATEMENT, sqlstate
+from .urls import shown
 from .usage import time_statements
 
 logger = logging.getLogger(__name__)
@@ -261,17 +262,12 @@ def begin_sqlite(connection: Connection) -> None:
 
 def unreachable(name: str, prefix: str, settings: DatabaseSettings, error: Exception) -> str:
     """Say which server was tried, what it answered, and which variable to check."""
-    where = {key: value for key, value in settings.url.query.items() if key in {"host", "port"}}
-    url = settings.url.set(drivername=settings.url.get_backend_name(), query=where)
     advice = f"check {prefix}URL"
     if settings.password_file and (sqlstate(error) in REFUSED or isinstance(error, ValueError)):
         advice = f"check {prefix}PASSWORD_FILE"
     if sqlstate(error) == UNKNOWN_PARAMETER and not settings.pgbouncer:
         advice = f"if that is PgBouncer, set {prefix}PGBOUNCER=true"
-    return (
-        f"{name}: cannot connect to {url.render_as_string(hide_password=True)}: {reason(error)};"
-        f" {advice}"
-    )
+    return f"{name}: cannot connect to {shown(settings.url)}: {reason(error)}; {advice}"
 
 
 def undeclared(prefix: str) -> str:

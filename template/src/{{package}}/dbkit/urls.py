@@ -10,11 +10,7 @@ from .credentials import TLS_PARAMETERS, tls
 
 Dialect = Literal["postgresql", "mysql", "sqlite"]
 
-DRIVERS: dict[Dialect, str] = {
-    "postgresql": "asyncpg",
-    "mysql": "asyncmy",
-    "sqlite": "aiosqlite",
-}
+DRIVERS: dict[Dialect, str] = {"postgresql": "asyncpg", "mysql": "asyncmy", "sqlite": "aiosqlite"}
 EXAMPLES: dict[Dialect, str] = {
     "postgresql": "postgresql://user:password@host:5432/name",
     "mysql": "mysql://user:password@host:3306/name",
@@ -23,14 +19,16 @@ EXAMPLES: dict[Dialect, str] = {
 SEVERAL_HOSTS = "postgresql://user:password@/name?host=first:5432&host=second:5432"
 ALIASES = {"postgres": "postgresql", "mariadb": "mysql"}
 
-# What asyncpg and `tls()` take; libpq's others would be a TypeError at the first connect.
-POSTGRESQL_PARAMETERS = {
-    *("host", "port", "ssl", "target_session_attrs", "gsslib", "krbsrvname"),
-    *TLS_PARAMETERS,
+PARAMETERS: dict[Dialect, set[str]] = {
+    # What asyncpg and `tls()` take; libpq's others would be a TypeError at the first connect.
+    "postgresql": {
+        *("host", "port", "ssl", "sslmode", "target_session_attrs", "gsslib", "krbsrvname"),
+        *TLS_PARAMETERS,
+    },
+    # TLS by the words of PostgreSQL; the servers' own programs have others for it.
+    "mysql": {"charset", "ssl", "sslmode", "unix_socket", *TLS_PARAMETERS},
 }
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-# TLS by the words of PostgreSQL; the servers' own programs have others for it.
-MYSQL_PARAMETERS = {"ssl", "unix_socket", *TLS_PARAMETERS}
 MYSQL_SSL_MODES = {
     "disable": "disable",
     "disabled": "disable",
@@ -65,7 +63,13 @@ def parse_url(text: str, dialect: Dialect) -> URL:
             f"driver {driver} cannot work here; write {dialect}:// or {dialect}+{DRIVERS[dialect]}://"
         )
     url = url.set(drivername=f"{dialect}+{DRIVERS[dialect]}")
+    if twice := [
+        name for name, value in url.query.items() if name != "host" and not isinstance(value, str)
+    ]:
+        raise ValueError(f"parameter {twice[0]} is given twice")
     url = {"postgresql": postgresql, "mysql": mysql, "sqlite": sqlite}[dialect](url)
+    if dialect != "sqlite":
+        check_server(url, dialect)
     try:
         url.get_dialect()().create_connect_args(url)
     except (ArgumentError, ValueError):
@@ -74,10 +78,8 @@ def parse_url(text: str, dialect: Dialect) -> URL:
 
 
 def postgresql(url: URL) -> URL:
-    """Translate libpq's parameters to asyncpg's, or to ours; refuse what is not known."""
+    """Translate libpq's parameters to asyncpg's, or to ours."""
     query = dict(url.query)
-    if twice := [name for name in query if name != "host" and not isinstance(query[name], str)]:
-        raise ValueError(f"parameter {twice[0]} is given twice")
     # A password in the query would be shown: SQLAlchemy masks only the one before the host.
     url = url.set(
         username=str(query.pop("user", "")) or url.username,
@@ -91,24 +93,14 @@ def postgresql(url: URL) -> URL:
         query["ssl"] = mode
     if (mode := query.get("ssl")) and mode not in SSL_MODES:
         raise ValueError(f"sslmode is one of {', '.join(SSL_MODES)}")
-    if unknown := sorted(query.keys() - POSTGRESQL_PARAMETERS):
-        raise ValueError(
-            f"parameter {unknown[0]} is not known to asyncpg; it takes"
-            f" {', '.join(sorted({'sslmode', *POSTGRESQL_PARAMETERS}))}"
-        )
     if "," in (url.host or ""):
         raise ValueError(f"names several hosts; write them as {SEVERAL_HOSTS}")
-    check_server(url, "postgresql")
-    url = url.set(query=query)
-    tls(url)  # Its files are missed now, not at the first connect.
-    return url
+    return url.set(query=query)
 
 
 def mysql(url: URL) -> URL:
-    """Translate what platforms write to asyncmy's parameters; refuse what it does not know."""
+    """Translate what platforms write to asyncmy's parameters."""
     query = dict(url.query)
-    if twice := [name for name in query if not isinstance(query[name], str)]:
-        raise ValueError(f"parameter {twice[0]} is given twice")
     if str(query.pop("charset", "utf8mb4")).lower() not in {"utf8mb4", "utf8"}:
         raise ValueError("parameter charset is utf8mb4 or left out")
     for written in ("sslmode", "ssl-mode", "ssl_mode"):
@@ -121,23 +113,21 @@ def mysql(url: URL) -> URL:
         if str(mode).lower() not in MYSQL_SSL_MODES:
             raise ValueError("sslmode is one of disable, require, verify-ca, verify-full")
         query["ssl"] = MYSQL_SSL_MODES[str(mode).lower()]
-    if unknown := sorted(query.keys() - MYSQL_PARAMETERS):
-        raise ValueError(
-            f"parameter {unknown[0]} is not known here; it takes"
-            f" {', '.join(sorted({'charset', 'sslmode', *MYSQL_PARAMETERS}))}"
-        )
-    check_server(url, "mysql")
-    url = url.set(query=query)
-    tls(url)
-    return url
+    return url.set(query=query)
 
 
 def check_server(url: URL, dialect: Dialect) -> None:
-    """Refuse a URL that names no database, or no port that there is."""
+    """Refuse what would only fail at the first connect: parameters, ports and files."""
+    if unknown := sorted(url.query.keys() - PARAMETERS[dialect]):
+        raise ValueError(
+            f"parameter {unknown[0]} is not known here; it takes"
+            f" {', '.join(sorted(PARAMETERS[dialect]))}"
+        )
     if not url.database:
         raise ValueError(f"names no database; write it as {EXAMPLES[dialect]}")
     if url.port is not None and not 1 <= url.port <= MAX_PORT:
         raise ValueError(f"has port {url.port}; ports go from 1 to {MAX_PORT}")
+    tls(url)
 
 
 def sqlite(url: URL) -> URL:
@@ -149,3 +139,10 @@ def sqlite(url: URL) -> URL:
     if url.query:
         raise ValueError(f"has parameters, and takes none; write it as {EXAMPLES['sqlite']}")
     return url
+
+
+def shown(url: URL) -> str:
+    """Write a URL for people: without its password, and of its parameters, only where it leads."""
+    where = {name: value for name, value in url.query.items() if name in {"host", "port"}}
+    url = url.set(drivername=url.get_backend_name(), query=where)
+    return url.render_as_string(hide_password=True)

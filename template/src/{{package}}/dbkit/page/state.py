@@ -14,6 +14,7 @@ from ..database import Database
 from ..databases import Databases
 from ..engine import SERVICE
 from ..settings import DatabaseSettings
+from ..urls import shown as shown_url
 from ..usage import Holder
 from ..watchdog import Watchdog
 from .advice import advise, measure
@@ -131,8 +132,7 @@ def settings_of(database: Database) -> list[dict[str, str]]:
         if "password" in field and value:
             value = "***"
         if field == "url":
-            where = {key: value.query[key] for key in ("host", "port") if key in value.query}
-            value = value.set(query=where).render_as_string(hide_password=True)
+            value = shown_url(value)
         shown.append(
             {
                 "name": f"{database.env_prefix}{field.upper()}",
