@@ -1,8 +1,6 @@
 """Models for a database that is there already, as sqlacodegen writes them."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -38,7 +36,9 @@ async def inspect(database: Database, tables: Sequence[str] = ()) -> str:
 
     async with migrations.connect(database) as connection:
         models = await connection.run_sync(run)
-    return tidy(f'"""Tables of the database `{database.name}`, as they are there."""\n\n{models}')
+    return migrations.tidy(
+        f'"""Tables of the database `{database.name}`, as they are there."""\n\n{models}'
+    )
 
 
 def generator_for(module: str) -> Any:
@@ -61,15 +61,3 @@ def generator_for(module: str) -> Any:
             return re.sub(r"class (\w+)\(str, enum\.Enum\):", of_ours, classes)
 
     return Generator
-
-
-def tidy(code: str) -> str:
-    """Lint and format with ruff, where there is ruff; what it cannot mend is for its next run."""
-    if find_spec("ruff"):
-        for options in ("check --fix", "format"):
-            ruff = [sys.executable, "-m", "ruff", *options.split(), "--quiet", "-"]
-            done = subprocess.run(  # noqa: S603 -- ours
-                ruff, input=code, check=False, capture_output=True, text=True
-            )
-            code = done.stdout or code
-    return code
