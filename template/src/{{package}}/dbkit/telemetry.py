@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from functools import cache, partial
 from importlib import import_module
@@ -76,18 +76,27 @@ def observations(metric: Metric, _options: CallbackOptions) -> Iterable[Observat
 
 
 async def log_pools(databases: "Databases", interval: float) -> None:
-    """Write a line for each pool every `interval` seconds, until cancelled; 0 is never."""
+    """Write a line for each pool every `interval` seconds, until cancelled; 0 is never.
+
+    It says what the pool does now, and what was added since the last one.
+    """
     before: dict[str, dict[str, float]] = {}
     while interval:
         await asyncio.sleep(interval)
         for name, database in databases.items():
             if database.is_open:
-                now = totals(database.pool)
-                grown = {key: now[key] - before.get(name, {}).get(key, 0) for key in now}
+                status, now = database.pool.snapshot(), totals(database.pool)
+                last = before.get(name, {})
+                fields = {
+                    "pool": name,
+                    "used": status.in_use,
+                    "idle": status.idle,
+                    "waiting": status.waiting,
+                    "max": status.limit,
+                    **{key: round(now[key] - last.get(key, 0), 3) for key in now},
+                }
+                logger.info("%s: %s", name, status, extra=fields)
                 before[name] = now
-                logger.info(
-                    "%s: %s", name, database.pool.snapshot(), extra=line(database.pool, grown)
-                )
 
 
 def totals(pool: FairPool) -> dict[str, float]:
@@ -102,17 +111,4 @@ def totals(pool: FairPool) -> dict[str, float]:
         "refused": status.refused,
         "connects": status.connects,
         "leaks": pool.usage.leaks,
-    }
-
-
-def line(pool: FairPool, grown: Mapping[str, float]) -> dict[str, str | float]:
-    """Return the fields of a line: the pool now, and what was added in the interval."""
-    status = pool.snapshot()
-    return {
-        "pool": status.name,
-        "used": status.in_use,
-        "idle": status.idle,
-        "waiting": status.waiting,
-        "max": status.limit,
-        **{name: round(value, 3) for name, value in grown.items()},
     }
