@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar, TypeVarTuple, Unpack, overload
 
-from sqlalchemy import Connection, CursorResult, Executable
+from sqlalchemy import CursorResult, Executable
 from sqlalchemy import Result as Rows
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -261,21 +261,17 @@ class Database:
         driver's, and replicas know nothing of its writes. One that is given back in a transaction
         is closed.
         """
-        connection = await greenlet_spawn(self._take_driver_connection)
-        driver: Any = connection.connection.driver_connection
-        is_in_transaction: Callable[[], bool] = getattr(driver, "is_in_transaction", bool)
-        before = is_in_transaction()  # As it is in the sandbox of a test.
-        try:
-            yield driver
-        finally:
-            if is_in_transaction() and not before:
-                connection.invalidate()
-            await greenlet_spawn(connection.close)
-
-    def _take_driver_connection(self) -> Connection:
-        connection = self.engine.sync_engine.connect().execution_options(**AUTOCOMMIT)
-        connection.begin()  # Sends nothing, but to the sandbox of a test.
-        return connection
+        async with self.engine.connect() as connection:
+            await connection.execution_options(**AUTOCOMMIT)
+            await connection.begin()  # Sends nothing, but to the sandbox of a test.
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            is_in_transaction: Callable[[], bool] = getattr(driver, "is_in_transaction", bool)
+            before = is_in_transaction()  # As it is in the sandbox of a test.
+            try:
+                yield driver
+            finally:
+                if is_in_transaction() and not before:
+                    await connection.invalidate()
 
     async def run_transaction(
         self, work: Callable[[AsyncSession], Awaitable[Result]], *, attempts: int = 3

@@ -200,10 +200,7 @@ def health_router(databases: "Databases") -> APIRouter:
         return Readiness(
             status=status,
             databases={
-                name: DatabaseHealth(
-                    status=database.status,
-                    required=database.settings.required,
-                )
+                name: DatabaseHealth(status=database.status, required=database.settings.required)
                 for name, database in databases.items()
             },
         )
