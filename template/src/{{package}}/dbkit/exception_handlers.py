@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
 from .errors import DatabaseError, PoolClosed, PoolOverloaded, PoolTimeout, Unreachable
-from .page.access import is_closed, may_see
+from .page.access import may_see
 from .sqlstates import answer, sqlstate
 
 logger = logging.getLogger(__name__)
@@ -58,25 +58,23 @@ def problem(
     return ProblemResponse(body.model_dump(exclude_none=True), status, headers)
 
 
-def declare(description: str, **headers: str) -> dict[str, Any]:
-    """Describe a `Problem` response, and its headers, for OpenAPI."""
-    return {
-        "description": description,
-        "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
-        "headers": {
-            name.replace("_", "-"): {"description": text, "schema": {"type": "integer"}}
-            for name, text in headers.items()
-        },
-    }
+def declare(description: str, **more: Any) -> dict[str, Any]:
+    """Describe a `Problem` response for OpenAPI."""
+    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+    return {"description": description, "content": content, **more}
 
+
+RETRY_AFTER = {
+    "Retry-After": {
+        "description": "Seconds after which trying again may help",
+        "schema": {"type": "integer"},
+    }
+}
 
 # For `responses=` of a router whose routes use a database: what they may answer.
 DATABASE_RESPONSES: dict[int | str, dict[str, Any]] = {
     409: declare("Conflicts with what is stored"),
-    503: declare(
-        "A database is overloaded or away",
-        Retry_After="Seconds after which trying again may help",
-    ),
+    503: declare("A database is overloaded or away", headers=RETRY_AFTER),
     504: declare("A database took too long"),
 }
 
@@ -103,20 +101,19 @@ async def database_unavailable(request: Request, error: Exception) -> JSONRespon
 
     Routes and lines are for whoever may see /pools: the public is not told who holds what.
     """
+    assert isinstance(error, DatabaseError)  # noqa: S101 -- what it is registered for.
     # The pool has logged the beginning of the overload or the outage, and will log its end.
-    for state, detail in UNAVAILABLE.items():
-        if isinstance(error, state):
-            token: str = request.app.state.databases.service.pools_token
-            open_ = not is_closed(token) and may_see(request, token)
-            holders = [str(each) for each in error.holders] if open_ else None
-            return problem(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                f"{error.database}: {detail}",
-                retry_after=error.retry_after,
-                holders=holders or None,
-                blocked=(open_ and error.blocked) or None,
-            )
-    raise error
+    if (detail := UNAVAILABLE.get(type(error))) is None:
+        raise error
+    open_ = may_see(request, request.app.state.databases.service.pools_token)
+    holders = [str(each) for each in error.holders] if open_ else None
+    return problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        f"{error.database}: {detail}",
+        retry_after=error.retry_after,
+        holders=holders or None,
+        blocked=(open_ and error.blocked) or None,
+    )
 
 
 UNAVAILABLE: dict[type[DatabaseError], str] = {

@@ -26,6 +26,8 @@ def is_closed(token: str) -> bool:
 
 def may_see(request: Request, token: str) -> bool:
     """Whether whoever asks may see it."""
+    if is_closed(token):
+        return False
     if not token:
         client = request.client.host if request.client else ""
         return client in LOOPBACK and request.url.hostname in LOOPBACK
