@@ -19,6 +19,7 @@ from sqlalchemy import Executable, Result, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncResult
 from sqlalchemy.orm.interfaces import ORMOption
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import DatabaseError, Unreachable
@@ -163,16 +164,11 @@ class ReadYourWrites:
         async def send_cookies(message: Message) -> None:
             if message["type"] == "http.response.start" and client.written:
                 secure = "; Secure" if scope["scheme"] == "https" else ""
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    *(
-                        (
-                            b"set-cookie",
-                            f"read_after_{name}={client.positions[name]:X}{ATTRIBUTES}{secure}".encode(),
-                        )
-                        for name in sorted(client.written)
-                    ),
-                ]
+                message.setdefault("headers", [])
+                headers = MutableHeaders(scope=message)
+                for name in sorted(client.written):
+                    cookie = f"read_after_{name}={client.positions[name]:X}{ATTRIBUTES}{secure}"
+                    headers.append("set-cookie", cookie)
             await send(message)
 
         token = _client.set(client)
