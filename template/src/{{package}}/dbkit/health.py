@@ -146,30 +146,23 @@ def notice_sigterm(stop: Callable[[], None], delay: float) -> Generator[None]:
         yield  # Only the main thread may set signal handlers.
         return
     loop = asyncio.get_running_loop()
-    previous = signal.getsignal(signal.SIGTERM)
-    interrupt = signal.getsignal(signal.SIGINT)
+    previous = {int(n): signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
 
-    def pass_on() -> None:
-        signal.signal(signal.SIGTERM, previous)
-        signal.raise_signal(signal.SIGTERM)
-
-    def handle(_signal: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         stop()
-        signal.signal(signal.SIGTERM, previous)  # A second SIGTERM does not wait.
-        loop.call_soon_threadsafe(loop.call_later, delay, pass_on)
+        signal.signal(number, previous[number])  # A second one does not wait.
+        if number == signal.SIGINT:
+            signal.raise_signal(number)
+        else:
+            loop.call_soon_threadsafe(loop.call_later, delay, signal.raise_signal, number)
 
-    def handle_interrupt(number: int, _frame: FrameType | None) -> None:
-        stop()
-        signal.signal(number, interrupt)
-        signal.raise_signal(number)
-
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGINT, handle_interrupt)
+    for number in previous:
+        signal.signal(number, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
-        signal.signal(signal.SIGINT, interrupt)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class Life(BaseModel):
