@@ -25,14 +25,9 @@ class NoTimeZone(ValueError):
 class Moment(TypeDecorator[datetime]):
     """A time with its time zone. MySQL and SQLite, which keep none, have it in UTC."""
 
-    impl = DateTime(timezone=True)
+    # MySQL would cut microseconds off.
+    impl = DateTime(timezone=True).with_variant(DATETIME(fsp=6), "mysql")
     cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Ask MySQL for microseconds, which it would cut off."""
-        return dialect.type_descriptor(
-            DATETIME(fsp=6) if dialect.name == "mysql" else DateTime(timezone=True)
-        )
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Refuse a time without a zone, as asyncpg does; the other drivers drop the zone."""
