@@ -36,9 +36,9 @@ T = TypeVar("T")
 
 POSITION = text(
     "SELECT CAST(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()"
-    " ELSE pg_current_wal_lsn() END AS text)"
+    " ELSE pg_current_wal_lsn() END - '0/0' AS bigint)"
 )
-END = text("SELECT CAST(pg_current_wal_insert_lsn() AS text)")
+END = text("SELECT CAST(pg_current_wal_insert_lsn() - '0/0' AS bigint)")
 
 HISTORY = 1000
 """Changes of a primary's position that are remembered: half an hour and more."""
@@ -51,14 +51,6 @@ ATTRIBUTES = "; Path=/; Max-Age=300; HttpOnly; SameSite=Lax"
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS", "TRACE"}
 
 _client: ContextVar["Client | None"] = ContextVar("client", default=None)
-
-
-def parse_position(text: str | None) -> int | None:
-    """Read a position as PostgreSQL writes it (`16/B374D848`), None from None."""
-    if text is None:
-        return None
-    high, _, low = text.partition("/")
-    return (int(high, 16) << 32) + int(low, 16)
 
 
 class History:
@@ -94,7 +86,7 @@ class PrimaryProbe(Probe):
     async def ask(self) -> None:
         """Ask the server; remember where its log is."""
         await super().ask()
-        self.position = parse_position(self.answer)
+        self.position = self.answer
         if self.position is not None:
             self.history.note(self.position)
 
@@ -116,9 +108,8 @@ class ReplicaProbe(Probe):
         up = [host for host in self._hosts if host.is_up]
         self.is_up = bool(up)
         self.has_been_up |= self.is_up
-        positions = [parse_position(host.answer) for host in up]
-        known = [position for position in positions if position is not None]
-        self.position = min(known) if known and len(known) == len(positions) else None
+        positions = [host.answer for host in up]
+        self.position = min(positions) if positions and None not in positions else None
         self.lag = 0.0 if self.position is None else self._primary.seconds_behind(self.position)
         is_behind = 0 < self._max_lag < self.lag
         if is_behind is not self.is_behind:
@@ -187,7 +178,7 @@ async def note_commit(primary: "Database") -> None:
         return
     position: int | None = None
     with suppress(DatabaseError, DBAPIError):  # What is committed is committed.
-        position = parse_position(await primary.reader.scalar(END))
+        position = await primary.reader.scalar(END)
     client.positions[primary.name] = NOWHERE if position is None else position
     client.written.add(primary.name)
 
