@@ -251,9 +251,9 @@ def dbshell(context: typer.Context, database: DatabaseOption = None) -> None:
         ask = Credentials(settings.password, settings.password_file).ask
         password = asyncio.run(greenlet_spawn(ask)) or settings.url.password
         url = settings.url.set(password=password)
-        shell = SHELLS[chosen.dialect](url)
+        command, told = SHELLS[chosen.dialect](url)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the shell.
-        done = subprocess.run(shell.command, env=shell.environment, check=False)  # noqa: S603 -- a shell is what was asked for
+        done = subprocess.run(command, env={**os.environ, **told}, check=False)  # noqa: S603 -- a shell is what was asked for
     raise typer.Exit(done.returncode)
 
 

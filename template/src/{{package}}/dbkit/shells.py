@@ -1,10 +1,8 @@
 """The shell of a database: which program it is, and how it is told where to connect."""
 
-import os
 import shutil
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.util import find_spec
 
 from sqlalchemy import URL
@@ -13,13 +11,8 @@ from .credentials import TLS_PARAMETERS
 from .embedded import find_binaries
 from .errors import EmbeddedFailed
 
-
-@dataclass(frozen=True, slots=True)
-class Shell:
-    """A program to run, and its environment."""
-
-    command: list[str]
-    environment: dict[str, str]
+Shell = tuple[list[str], dict[str, str]]
+"""A program to run, and what its environment tells it: arguments are open to every user."""
 
 
 def shell_postgresql(url: URL) -> Shell:
@@ -30,7 +23,6 @@ def shell_postgresql(url: URL) -> Shell:
             psql = shutil.which("psql", path=find_binaries())
     if psql is None:
         sys.exit("psql is not installed")
-    # By environment: arguments are open to every user of the machine.
     given = {
         "PGHOST": url.host,
         "PGPORT": url.port,
@@ -40,7 +32,7 @@ def shell_postgresql(url: URL) -> Shell:
         "PGSSLMODE": url.query.get("ssl"),
         **{f"PG{name.upper()}": url.query.get(name) for name in TLS_PARAMETERS},
     }
-    return Shell([psql], {**os.environ, **{k: str(v) for k, v in given.items() if v}})
+    return [psql], {name: str(value) for name, value in given.items() if value}
 
 
 def shell_mysql(url: URL) -> Shell:
@@ -56,18 +48,17 @@ def shell_mysql(url: URL) -> Shell:
         "ssl-ca": url.query.get("sslrootcert"),
     }
     options = [f"--{name}={value}" for name, value in given.items() if value]
-    # By environment: arguments are open to every user of the machine.
     password = {"MYSQL_PWD": url.password} if url.password else {}
-    return Shell([program, *options, str(url.database)], {**os.environ, **password})
+    return [program, *options, str(url.database)], password
 
 
 def shell_sqlite(url: URL) -> Shell:
     """Return sqlite3, or Python's own from 3.12 on."""
     if program := shutil.which("sqlite3"):
-        return Shell([program, str(url.database)], {**os.environ})
+        return [program, str(url.database)], {}
     if find_spec("sqlite3.__main__") is None:
         sys.exit("sqlite3 is not installed")
-    return Shell([sys.executable, "-m", "sqlite3", str(url.database)], {**os.environ})
+    return [sys.executable, "-m", "sqlite3", str(url.database)], {}
 
 
 SHELLS = {"postgresql": shell_postgresql, "mysql": shell_mysql, "sqlite": shell_sqlite}
