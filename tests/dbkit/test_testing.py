@@ -116,6 +116,11 @@ def test_all_else_passes(outcomes: dict[str, str]) -> None:
         ("one_checkout_too_many", "2 checkouts, not 1:\n  primary: ", "the other checkout"),
         ("a_wrong_name", "no database primry; there is primary, audit", None),
         (
+            "a_wrong_name_of_what_is_down",
+            "no database primry; there is primary, audit, near",
+            None,
+        ),
+        (
             "a_slow_replica",
             "in tests, near reads by the connections of primary: name primary instead",
             None,

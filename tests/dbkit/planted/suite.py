@@ -350,6 +350,11 @@ async def test_plants_a_slow_replica(databases: Any, slow_database: Any) -> None
 async def test_plants_a_wrong_name(databases: Any) -> None: ...
 
 
+async def test_plants_a_wrong_name_of_what_is_down(database_down: Any) -> None:
+    async with database_down("primry"):
+        pass
+
+
 @pytest.mark.committed
 async def test_plants_an_engine_of_its_own(databases: Any) -> None:
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415

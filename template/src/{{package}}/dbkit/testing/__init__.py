@@ -8,7 +8,7 @@ pool; `@pytest.mark.committed("analytics")` only that one.
 
 import asyncio
 import warnings
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -18,7 +18,7 @@ from contextlib import (
     contextmanager,
 )
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 from anyio.from_thread import BlockingPortal
@@ -43,6 +43,8 @@ DatabaseDown = Callable[[str], AbstractAsyncContextManager[None]]
 """Has a database refuse connections until exit."""
 SlowDatabase = Callable[[str, float], AbstractContextManager[None]]
 """Has each statement take so many seconds longer until exit."""
+
+Known = TypeVar("Known")
 
 MARKER = (
     "committed(*databases): real commits, in copies of these databases (of all) for this test alone"
@@ -157,14 +159,19 @@ async def databases(
 
 def isolation_of(isolations: dict[str, Isolation], name: str) -> Isolation:
     """Find what isolates a database; fail the test if that is no database, or a replica."""
-    if name in isolations:
-        return isolations[name]
     for each in isolations.values():
         if name in [replica.name for replica in each.database.replicas]:
             primary = each.database.name
             said = f"in tests, {name} reads by the connections of {primary}: name {primary} instead"
             pytest.fail(said, pytrace=False)
-    pytest.fail(f"no database {name}; there is {', '.join(isolations)}", pytrace=False)
+    return database_of(isolations, name)
+
+
+def database_of(known: Mapping[str, Known], name: str) -> Known:
+    """Find what is known of a database; fail the test if there is none of that name."""
+    if name not in known:
+        pytest.fail(f"no database {name}; there is {', '.join(known)}", pytrace=False)
+    return known[name]
 
 
 class Isolated(Protocol):
@@ -336,7 +343,7 @@ def database_down(databases: Databases) -> DatabaseDown:
 
     As in `async with database_down("primary"): ...`.
     """
-    return lambda database: faults.down(databases[database])
+    return lambda database: faults.down(database_of(databases, database))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import URL
 
 from ..database import Database, Opened
+from ..pool.connections import CLOSE_TIMEOUT
 from ..readers import Reader
 from .home import Home
 from .sandbox import Sandbox
@@ -162,7 +163,7 @@ class Isolation:
 
         The server still lists a connection that was just closed, and already one being made.
         """
-        end = monotonic() + GRACE
+        end = monotonic() + CLOSE_TIMEOUT
         while True:
             listed = await self._home.connections(url)
             pool = self.database.pool.snapshot()
