@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from jinja2 import Environment
-from mariadb import MariaDB, running_mariadb
+from mariadb import MariaDB
 from pytest_copie.plugin import Copie
 from rendering import ROOT, Renderer, commit_all
 from updating import write_history
@@ -102,6 +102,6 @@ def mariadb() -> Iterator[MariaDB]:
     room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 1 << 30
     with (
         TemporaryDirectory(dir=SHARED_MEMORY if room else None) as directory,
-        running_mariadb(Path(directory)) as server,
+        MariaDB(Path(directory)) as server,
     ):
         yield server

@@ -93,10 +93,10 @@ class RunningService:
         return self.log_file.read_text(errors="replace")
 
     @property
-    def postgres(self) -> int | None:
-        """The process of its embedded PostgreSQL, if one runs."""
-        pid_file = self.folder / ".postgres" / "data" / "postmaster.pid"
-        return int(pid_file.read_text().split()[0]) if pid_file.exists() else None
+    def servers(self) -> list[int]:
+        """The processes of its embedded servers."""
+        pid_files = self.folder.glob(".*/data/*.pid")
+        return [int(each.read_text().split()[0]) for each in pid_files]
 
     def status(self, path: str) -> int | None:
         """Get the status of a route, None while nothing listens."""
@@ -113,7 +113,7 @@ class RunningService:
         return self.process.wait(PATIENCE)
 
     def close(self) -> None:
-        """End it whatever it does; its embedded PostgreSQL ends with it."""
+        """End it whatever it does; its embedded servers end with it."""
         self.client.close()
         if self.process.poll() is None:
             self.process.kill()

@@ -32,8 +32,8 @@ def service(
     """Run a variant, for all its tests; it is ready."""
     folder = copy_of(render(**variant.answers), tmp_path_factory.mktemp("boot"))
     variables = variant.variables(request)
-    for name in variant.names_on("mysql"):  # runserver migrates what it starts itself.
-        done = manage(folder, "migrate", "--database", name, variables=variables)
+    if variables:  # runserver migrates what has no URL.
+        done = manage(folder, "migrate", variables=variables)
         assert done.returncode == 0, done.stdout
     with running(folder, **variables) as service:
         yield service
@@ -82,11 +82,12 @@ def test_stops_at_sigterm_and_leaves_nothing_running(
     variant: Variant, service: RunningService
 ) -> None:
     """The last of a variant's tests."""
-    postgres = service.postgres
-    assert (postgres is not None) == bool(variant.names_on("postgresql"))
+    servers = service.servers
+    embedded = [variant.names_on("postgresql"), variant.databases[0]["engine"] == "mysql"]
+    assert len(servers) == sum(map(bool, embedded))
 
     assert service.stop() == 0, service.log
 
     assert "Traceback" not in service.log
-    if postgres is not None:
-        wait_until(lambda: not is_alive(postgres), "the embedded PostgreSQL has stopped")
+    for server in servers:
+        wait_until(lambda server=server: not is_alive(server), "the embedded server has stopped")

@@ -60,12 +60,12 @@ def test_owner_installs_tests_and_runs_it(
         assert done.returncode == 0, f"uv {command[0]} {command[1]}:\n{done.stdout}"
 
     with running(folder, (UV, "run", "manage.py"), **OWN) as process:
-        postgres = process.postgres
-        assert (postgres is not None) == (engine == "postgresql")
+        servers = process.servers
+        assert bool(servers) == (engine == "postgresql")
         write_and_read(process.client, ["primary"])
         assert process.stop() == 0, process.log
-    if postgres is not None:
-        wait_until(lambda: not is_alive(postgres), "the embedded PostgreSQL has stopped")
+    for server in servers:
+        wait_until(lambda server=server: not is_alive(server), "the embedded server has stopped")
 
 
 def test_production_needs_neither_the_tools_nor_an_embedded_server(

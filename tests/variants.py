@@ -64,11 +64,11 @@ class Variant:
         return [each["name"] for each in self.databases if each["engine"] == engine]
 
     def variables(self, request: "pytest.FixtureRequest") -> dict[str, str]:
-        """Return its environment: where databases are whose server does not come along."""
+        """Return its environment: of its databases on MariaDB, all but the first one are named."""
         if not self.names_on("mysql"):
             return {}
         server: MariaDB = request.getfixturevalue("mariadb")
-        return server.variables(self.databases)
+        return server.variables(self.databases[1:])
 
 
 def curated() -> Iterator[Variant]:

@@ -252,9 +252,9 @@ def test_a_wrong_password_is_a_sentence(service: Service) -> None:
 def test_a_missing_url_in_production_says_what_to_set(service: Service, command: str) -> None:
     message = service.refused(command, production=True, DATABASE_URL="")
 
-    assert message.startswith("the databases are not configured:\n  DATABASE_URL: not set\n")
-    assert "set DATABASE_URL, as in DATABASE_URL=postgresql://user:password@host:5432/name" in (
-        message
+    assert message.startswith(
+        "the databases are not configured:\n"
+        "  DATABASE_URL: not set. Where to connect, as postgresql://user:password@host:5432/name.\n"
     )
 
 
@@ -308,7 +308,7 @@ def test_dbshell_reads_sql_from_its_input(service: Service, database: str) -> No
 def test_dbshell_reads_sql_from_its_input_on_mariadb(render: Renderer, mariadb: MariaDB) -> None:
     shell = find_program("mariadb", "mariadb-client-core")
     service = Service(render(databases=[{"name": "primary", "engine": "mysql"}]).path)
-    url = mariadb.create_database()
+    url = mariadb.new_database()
 
     done = service.manage(
         "dbshell",

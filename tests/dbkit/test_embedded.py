@@ -395,7 +395,7 @@ async def test_listens_on_the_loopback_address_alone(postgres: EmbeddedPostgres)
 def test_files_are_closed_to_other_users(postgres: EmbeddedPostgres) -> None:
     assert postgres.directory.stat().st_mode & 0o777 == 0o700
     names = sorted(path.name for path in postgres.directory.iterdir())
-    assert names == ["data", "lock", "log", "password", "users"]
+    assert names == ["data", "lock", "log", "password", "port", "users"]
     for path in postgres.directory.iterdir():
         assert path.stat().st_mode & 0o077 == 0
 
@@ -484,7 +484,7 @@ def test_without_binaries_says_how_to_get_them(
     monkeypatch.setattr(dbkit.embedded, "find_spec", lambda _: None)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
     with pytest.raises(EmbeddedFailed) as failure:
         EmbeddedPostgres(new_directory).start()
-    assert "set DATABASE_URL, as in DATABASE_URL=postgresql://" in str(failure.value)
+    assert "there is no embedded PostgreSQL on this machine" in str(failure.value)
     assert "uv sync" in str(failure.value)
     assert not new_directory.exists()
 

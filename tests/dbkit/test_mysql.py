@@ -33,7 +33,7 @@ INSERT INTO children VALUES (1, 1)
 @pytest.fixture
 def url(mariadb: MariaDB) -> str:
     """Make a database and return its URL."""
-    return mariadb.create_database().render_as_string(hide_password=False)
+    return mariadb.new_database().render_as_string(hide_password=False)
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ async def test_round_trips(database_url: URL, act: Act, expected: int) -> None:
 async def test_round_trips_on_mariadb(
     mariadb: MariaDB, act: Act, before: Act, expected: int
 ) -> None:
-    async with Proxy(await asyncio.to_thread(mariadb.create_database)) as proxy:
+    async with Proxy(await asyncio.to_thread(mariadb.new_database)) as proxy:
         url = proxy.url.render_as_string(hide_password=False)
         async with Database("shop", "mysql", url=url, pool_size=1).open() as database:
             await fill(database)

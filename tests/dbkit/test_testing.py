@@ -7,8 +7,12 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from dbkit import embedded
+from dbkit.database import Database
 from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres, find_binaries
 from dbkit.testing.folder import run_parent
+from dbkit.testing.homes import start_server
+from debian import find_program
 from rendering import Renderer
 from running import copy_of, manage, run, wait_until
 
@@ -18,6 +22,12 @@ DATABASES = [
     {"name": "audit", "engine": "sqlite"},
     {"name": "near", "engine": "postgresql", "replica_of": "primary"},
 ]
+KILLED = """\
+import os, signal
+async def test_killed(client):
+    await client.post("/items", json={"name": "lamp"})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 pytestmark = pytest.mark.xdist_group("testing")
 
@@ -169,9 +179,9 @@ def lonely(render: Renderer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_of(service, tmp_path_factory.mktemp("lonely"))
 
 
-def left_behind() -> list[Path]:
+def left_behind(service: str = "left_behind") -> list[Path]:
     """List the folders of its runs."""
-    return list(run_parent().glob("left_behind-tests-*"))
+    return list(run_parent().glob(f"{service}-tests-*"))
 
 
 def test_workers_share_a_server_and_touch_nothing_configured(lonely: Path) -> None:
@@ -269,12 +279,7 @@ def test_an_interrupted_run_leaves_nothing(lonely: Path) -> None:
 
 
 def test_what_a_killed_run_leaves_the_next_one_removes(lonely: Path) -> None:
-    (lonely / "tests" / "killed.py").write_text(
-        "import os, signal\n"
-        "async def test_killed(client):\n"
-        "    await client.post('/items', json={'name': 'lamp'})\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
+    (lonely / "tests" / "killed.py").write_text(KILLED)
     assert pytest_in(lonely, "tests/killed.py").returncode == -9
     (folder,) = left_behind()
     wait_until(
@@ -286,3 +291,37 @@ def test_what_a_killed_run_leaves_the_next_one_removes(lonely: Path) -> None:
 
     assert done.returncode == 0, done.stdout
     wait_until(lambda: left_behind() == [], "the run's folder is gone")
+
+
+def test_a_mariadb_of_the_run_is_shared_and_gone_after_it(render: Renderer, tmp_path: Path) -> None:
+    find_program("mariadbd", "mariadb-server-core")
+    databases = [{"name": "primary", "engine": "mysql"}]
+    service = copy_of(render(project_name="On MariaDB", databases=databases), tmp_path)
+    (service / "tests" / "killed.py").write_text(KILLED)
+    assert pytest_in(service, "tests/killed.py").returncode == -9
+    (folder,) = left_behind("on_mariadb")
+    assert (folder / "mariadb" / "password").stat().st_mode & 0o077 == 0
+    wait_until(
+        lambda: not (folder / "mariadb" / "data" / "server.pid").exists(), "the server has stopped"
+    )
+
+    done = pytest_in(service, "-n", "2")
+
+    assert done.returncode == 0, done.stdout
+    wait_until(lambda: left_behind("on_mariadb") == [], "the run's folder is gone")
+
+
+def test_without_mariadb_says_what_to_install_or_to_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(embedded, "SYSTEM_FOLDERS", ())
+
+    with pytest.raises(pytest.exit.Exception) as raised:
+        start_server(Database("legacy", "mysql"), tmp_path)
+
+    assert "install MariaDB, as by apt install mariadb-server-core" in str(raised.value)
+    assert "Or set LEGACY_TEST_DATABASE_URL to a database on a server for tests" in str(
+        raised.value
+    )
+    assert raised.value.returncode == pytest.ExitCode.USAGE_ERROR

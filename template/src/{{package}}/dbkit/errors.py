@@ -70,4 +70,4 @@ class PoolClosed(DatabaseError, exc.InvalidRequestError):
 
 
 class EmbeddedFailed(DatabaseError):
-    """The embedded PostgreSQL of development and tests could not be started."""
+    """A server of development and tests could not be started."""

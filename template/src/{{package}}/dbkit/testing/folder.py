@@ -64,13 +64,14 @@ def remove_unused(parent: Path) -> None:
                 continue
             with (folder / "used").open("ab") as used:
                 fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                wait_for_server(folder / "postgres" / "lock")
+                for lock in folder.glob("*/lock"):
+                    wait_for_server(lock)
                 shutil.rmtree(folder)
 
 
 def wait_for_server(lock: Path) -> None:
     """Wait until the server, which stops after its last user, has gone."""
-    if sys.platform == "win32" or not lock.exists():
+    if sys.platform == "win32":
         return
     end = time.monotonic() + 10
     with lock.open("rb") as held:

@@ -1,8 +1,8 @@
 """Where the databases of a test run are: never where the service's own are.
 
-In the folder of the run are one PostgreSQL, which the first worker starts and the others
-attach to, and the files of SQLite. Each database is migrated once, into a template, or made what
-the same migrations made in an earlier run; workers, and tests that commit, get copies.
+In the folder of the run are one PostgreSQL, one MariaDB, each of which the first worker starts
+and the others attach to, and the files of SQLite. Each database is migrated once, into a template,
+or made what the same migrations made in an earlier run; workers, and tests that commit, get copies.
 """
 
 import contextlib
@@ -16,8 +16,14 @@ from sqlalchemy import URL
 from ..checks import address
 from ..database import Database
 from ..databases import Databases
-from ..embedded import TEST_SETTINGS, EmbeddedPostgres
-from ..errors import NotConfigured
+from ..embedded import (
+    MARIADB_TEST_SETTINGS,
+    TEST_SETTINGS,
+    EmbeddedMariadb,
+    EmbeddedPostgres,
+    EmbeddedServer,
+)
+from ..errors import EmbeddedFailed, NotConfigured
 from ..settings import environment
 from ..urls import EXAMPLES, Dialect, parse_url
 from .folder import run_folder
@@ -31,39 +37,49 @@ HOMES: dict[Dialect, type[Home]] = {
     "mysql": MysqlHome,
     "sqlite": SqliteHome,
 }
+CONNECTIONS = "500"
+"""Of all workers."""
 
 
 @contextmanager
 def find_homes(databases: Databases, cache: Path | None) -> Generator[dict[str, Home]]:
-    """Find a home for each database; start the embedded PostgreSQL if one needs it.
+    """Find a home for each database; start the servers of the run's own that they need.
 
     In the folder `cache`, if there is one, is what other runs have kept.
     """
     with run_folder() as folder, contextlib.ExitStack() as stack:
-        server: EmbeddedPostgres | None = None
+        servers: dict[Dialect, EmbeddedServer] = {}
         homes: dict[str, Home] = {}
         for database in databases.values():
             if database.replica_of:
                 continue
-            home = HOMES[database.dialect]
+            dialect = database.dialect
             base = named_url(database)
-            if base is None and database.dialect == "mysql":
-                pytest.exit(
-                    f"{database.name}: set {test_variable(database)} to a database on a MariaDB or"
-                    f" MySQL server for tests, as {EXAMPLES['mysql']}; others are made beside it",
-                    returncode=pytest.ExitCode.USAGE_ERROR,
-                )
-            if base is None and database.dialect == "sqlite":
+            if base is None and dialect == "sqlite":
                 base = URL.create("sqlite+aiosqlite", database=str(folder / "test"))
             elif base is None:
-                if server is None:
-                    settings = {**TEST_SETTINGS, "max_connections": "500"}  # of all workers
-                    server = EmbeddedPostgres(folder / "postgres", settings=settings)
-                    stack.enter_context(server)
-                base = server.url("postgres")
-            homes[database.name] = home(database, base, cache)
+                if dialect not in servers:
+                    servers[dialect] = stack.enter_context(start_server(database, folder))
+                base = servers[dialect].url(servers[dialect].first_database)
+            homes[database.name] = HOMES[dialect](database, base, cache)
         refuse_configured(databases, homes)
         yield homes
+
+
+def start_server(database: Database, folder: Path) -> EmbeddedServer:
+    """Start a server in the folder of the run, or attach to that of another worker."""
+    try:
+        if database.dialect == "mysql":
+            settings = {**MARIADB_TEST_SETTINGS, "max-connections": CONNECTIONS}
+            return EmbeddedMariadb(folder / EmbeddedMariadb.kind, settings=settings).start()
+        settings = {**TEST_SETTINGS, "max_connections": CONNECTIONS}
+        return EmbeddedPostgres(folder / EmbeddedPostgres.kind, settings=settings).start()
+    except EmbeddedFailed as error:
+        pytest.exit(
+            f"{database.name}: {error}\nOr set {test_variable(database)} to a database on a server"
+            f" for tests, as {EXAMPLES[database.dialect]}; others are made beside it.",
+            returncode=pytest.ExitCode.USAGE_ERROR,
+        )
 
 
 def named_url(database: Database) -> URL | None:
