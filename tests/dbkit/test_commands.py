@@ -191,6 +191,23 @@ def test_a_day_of_work(service: Service) -> None:
     assert (done.code, done.out) == (0, "2 checked, 0 findings.\n")
 
 
+def test_tables_that_are_there_are_noted_as_made(service: Service) -> None:
+    assert service.manage("migrate", "--database", "audit").code == 0
+
+    assert service.manage("migrate", "--fake").out.splitlines() == [
+        "primary: noted as 0001, and nothing was run; it was zero",
+        "audit: noted as 0001, and nothing was run; it was 0001",
+    ]
+
+    assert "primary: (database.W002)" in service.manage("check").out
+    back = service.manage("migrate", "--fake", "--database", "primary", "--to", "zero")
+    assert back.out == "primary: noted as zero, and nothing was run; it was 0001\n"
+    assert service.manage("migrate").out.splitlines() == [
+        "primary: upgraded to 0001: create items.",
+        "audit: nothing to migrate",
+    ]
+
+
 def test_sql_is_printed_without_a_database_and_says_whose_it_is(service: Service) -> None:
     done = service.manage("migrate", "--sql", production=True, DATABASE_URL="")
 
@@ -213,6 +230,15 @@ def test_sql_is_printed_without_a_database_and_says_whose_it_is(service: Service
             ["migrate", "--to", "nope", "--database", "primary"],
             "Can't locate revision identified by 'nope'",
         ),
+        (
+            ["migrate", "--fake", "--to", "nope", "--database", "primary"],
+            "primary: no revision 'nope'; there is zero, 0001, head",
+        ),
+        (
+            ["migrate", "--fake", "--to", "0001"],
+            "a revision belongs to one database: name it with --database",
+        ),
+        (["migrate", "--fake", "--sql"], "--fake runs nothing: choose one"),
         (
             ["makemigrations", "by hand", "--empty"],
             "an empty migration belongs to one database: name it with --database",

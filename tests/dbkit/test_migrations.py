@@ -92,6 +92,12 @@ def downgrade():
     )
 
 
+def move(revision: str, to: str) -> None:
+    """Have a history begin with another revision."""
+    Path(f"migrations/orders/{revision}.py").unlink()
+    write(to, "pass")
+
+
 def write_three() -> None:
     """Write a history: each migration makes a table of its name."""
     for number, after in ((1, None), (2, "0001"), (3, "0002")):
@@ -170,6 +176,48 @@ async def test_a_target_that_is_none_is_an_error_to_read(database: Database, tar
 
     assert str(caught.value)
     assert "t0001" not in await tables(database)
+
+
+@both
+async def test_tables_that_are_there_are_noted_as_made(database: Database) -> None:
+    write_three()
+    await run(database, lambda each: each.execute(text("CREATE TABLE t0001 (id INTEGER)")))
+
+    assert await migrations.fake(database, "0001") == (
+        "noted as 0001, and nothing was run; it was zero"
+    )
+
+    assert await tables(database) == {"t0001", "alembic_version"}
+    assert await migrations.migrate(database, "+1") == ["upgraded to 0002: step 0002."]
+    assert await migrations.fake(database) == "noted as 0003, and nothing was run; it was 0002"
+    assert await migrations.fake(database, "zero") == (
+        "noted as zero, and nothing was run; it was 0003"
+    )
+    assert await tables(database) == {"t0001", "t0002", "alembic_version"}
+    assert [each.applied for each in await migrations.history(database)] == [False] * 3
+
+
+@both
+async def test_what_another_history_noted_is_forgotten(database: Database) -> None:
+    write("old", "pass")
+    await migrations.migrate(database)
+    move("old", "new")
+
+    assert await migrations.fake(database) == "noted as new, and nothing was run; it was old"
+    assert await migrations.migrate(database) == []
+
+
+@both
+@pytest.mark.parametrize("target", ["nope", "000", "+1", "-1", "", "head-1", "0003:0001"])
+async def test_only_a_revision_that_there_is_can_be_noted(database: Database, target: str) -> None:
+    write_three()
+
+    with pytest.raises(CommandError) as caught:
+        await migrations.fake(database, target)
+
+    said = f"orders: no revision {target!r}; there is zero, 0001, 0002, 0003, head"
+    assert str(caught.value) == said
+    assert await tables(database) == set()
 
 
 @both

@@ -160,11 +160,17 @@ def migrate(
     ] = "head",
     *,
     sql: Annotated[bool, typer.Option("--sql", help="Print the SQL, without a database.")] = False,
+    fake: Annotated[
+        bool,
+        typer.Option("--fake", help="Run nothing, and note that it was: the tables are there."),
+    ] = False,
 ) -> None:
     """Bring the schema of one database, or of all, to a revision: forwards or backwards.
 
     With --sql, `--to 0001:head` prints the way from one revision to another.
     """
+    if sql and fake:
+        sys.exit("--sql prints what would be run, and --fake runs nothing: choose one")
     service: Service = context.obj
     chosen = service.migrated(database)
     if to != "head" and len(chosen) > 1:
@@ -175,7 +181,10 @@ def migrate(
         return
     with development_servers(chosen):
         for each in chosen:
-            apply(each, to)
+            if fake:
+                typer.echo(f"{each.name}: {asyncio.run(migrations.fake(each, to))}")
+            else:
+                apply(each, to)
 
 
 def apply(database: Database, to: str = "head") -> None:

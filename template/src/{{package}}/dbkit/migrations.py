@@ -72,6 +72,39 @@ async def migrate(
     return steps
 
 
+async def fake(database: Database, target: str = "head") -> str:
+    """Note that a database is at `target`, and run nothing; return what was noted.
+
+    `target` is a revision or the beginning of one, `head` or `zero`. Whatever the database was said
+    to be at before is forgotten, also revisions of another history. Raises `CommandError`.
+    """
+
+    def run(connection: Connection) -> str:
+        config = configure(database, connection=connection)
+        script = ScriptDirectory.from_config(config)
+        revision = find(database, script, target)
+        before = ", ".join(heads(connection)) or ZERO
+        command.stamp(config, revision or "base", purge=True)
+        return f"noted as {revision or ZERO}, and nothing was run; it was {before}"
+
+    async with connect(database, alone=True) as connection:
+        return await connection.run_sync(run)
+
+
+def find(database: Database, script: ScriptDirectory, target: str) -> str | None:
+    """Return the one revision that `target` names; None for `zero`."""
+    if target == ZERO:
+        return None
+    if target == "head":
+        return script.get_current_head()
+    revisions = [each.revision for each in reversed(list(script.walk_revisions()))]
+    found = {target} & {*revisions} or {each for each in revisions if each.startswith(target)}
+    if not target or len(found) != 1:
+        there = ", ".join([ZERO, *revisions, "head"])
+        raise CommandError(f"{database.name}: no revision {target!r}; there is {there}")
+    return found.pop()
+
+
 async def history(database: Database) -> list[Migration]:
     """List the migrations, oldest first, with what of them is applied."""
     async with connect(database) as connection:
