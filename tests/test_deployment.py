@@ -74,6 +74,7 @@ def test_other_files_are_of_their_schemas(services: list[Service]) -> None:
         ("compose-spec", "deploy/pgbouncer/compose.yaml"),
         ("github-workflows", ".github/workflows/ci.yml"),
         ("gitlab-ci", ".gitlab-ci.yml"),
+        ("renovate", "renovate.json"),
     ):
         files = [each.path / name for each in services if (each.path / name).exists()]
         assert files
