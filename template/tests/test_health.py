@@ -11,8 +11,4 @@ async def test_ready_when_every_database_answers(client: AsyncClient) -> None:
     response = await client.get("/readyz")
 
     assert response.status_code == 200
-    assert {name: each["status"] for name, each in response.json()["databases"].items()} == {
-{% for db in dbs %}
-        "{{ db.name }}": "up",
-{% endfor %}
-    }
+    assert {each["status"] for each in response.json()["databases"].values()} == {"up"}
