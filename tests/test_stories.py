@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres
+from owner import tune
 from releases import ROOT, git, listed
 from rendering import commit_all
 from running import run
@@ -20,13 +22,64 @@ case "$1 $2" in
   *) shift && exec "$@" ;;
 esac
 """
-MAIN = '''\
+BY_HAND = {
+    "README.md": "# Orders\n",
+    "src/orders/__init__.py": "",
+    "src/orders/models.py": '''\
+"""Tables."""
+
+from sqlalchemy import String
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """Base of the tables."""
+
+
+class Order(Base):
+    """An order."""
+
+    __tablename__ = "orders"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[str] = mapped_column(String(20), unique=True)
+''',
+    "src/orders/main.py": '''\
 """Orders, by hand."""
 
-from fastapi import FastAPI
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
-app = FastAPI()
-'''
+from fastapi import FastAPI
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from .models import Base, Order
+
+engine = create_async_engine(os.environ["PRODUCTION"].replace("://", "+asyncpg://"))
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    yield
+    await engine.dispose()
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+@app.post("/orders/{number}", status_code=201)
+async def create(number: str) -> int:
+    async with AsyncSession(engine) as session, session.begin():
+        order = Order(number=number)
+        session.add(order)
+        await session.flush()
+        return order.id
+''',
+}
+"""A service that nobody rendered."""
 
 
 def story(title: str) -> str:
@@ -79,14 +132,43 @@ def test_from_sqlite_to_postgresql(history: Path, tmp_path: Path) -> None:
     assert '"postgresql"' in declared
 
 
-def test_a_service_that_was_started_by_hand_takes_the_kit(history: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "orders"
-    (folder / "src" / "orders").mkdir(parents=True)
-    (folder / "src" / "orders" / "__init__.py").touch()
-    (folder / "src" / "orders" / "main.py").write_text(MAIN)
-    (folder / "README.md").write_text("# Orders\n")
+def test_a_database_comes_and_another_goes(history: Path, tmp_path: Path) -> None:
+    audit = {"name": "audit", "engine": "sqlite"}
+    folder = orders(history, tmp_path / "orders", SQLITE, audit)
+    tune(folder / "src" / "orders" / "databases" / "audit.py")
     commit_all(folder)
 
-    tell("A service that was started by hand takes the kit", folder, TEMPLATE=str(history))
+    tell("A database comes, and another goes", folder)
 
+    assert [path.name for path in folder.glob("src/orders/databases/a*.py")] == ["archive.py"]
+
+
+def test_a_service_that_was_started_by_hand_takes_the_kit(history: Path, tmp_path: Path) -> None:
+    """Its orders stay where they are, and those that are added come to them."""
+    folder = tmp_path / "orders"
+    for name, text in BY_HAND.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    commit_all(folder)
+    with EmbeddedPostgres(tmp_path / "postgres", settings=TEST_SETTINGS) as server:
+        server.create_database("orders")
+        production = server.url("orders").render_as_string(hide_password=False)
+        production = production.replace("+asyncpg", "")
+        assert ask(folder, "post('/orders/a1')", PRODUCTION=production).endswith("1\n")
+
+        title = "A service that was started by hand takes the kit"
+        tell(title, folder, TEMPLATE=str(history), PRODUCTION=production)
+
+        assert ask(folder, "post('/orders/a2')", DATABASE_URL=production).endswith("2\n")
+        answer = ask(folder, "get('/orders')", DATABASE_URL=production)
+        assert answer.endswith('["a1","a2"]\n'), answer
     assert (folder / "README.md").read_text() == "# Orders\n"
+
+
+def ask(folder: Path, request: str, **variables: str) -> str:
+    """Send a request to the application of a service; return its log and the answer's body."""
+    script = (
+        "from fastapi.testclient import TestClient; from orders.main import app\n"
+        f"with TestClient(app) as client: print(client.{request}.text)"
+    )
+    return run(folder, sys.executable, "-c", script, variables=variables).stdout
