@@ -247,8 +247,9 @@ def delete_example(service: Path, package: Path) -> None:
     """Delete the example and its tests."""
     for folder in (package / "items", package / "notes", service / "tests" / "notes"):
         shutil.rmtree(folder, ignore_errors=True)
-    for name in ("test_items.py", "test_fixtures.py"):
-        (service / "tests" / name).unlink()
+    for test in (service / "tests").glob("test_*.py"):
+        if re.search(r"\bItem\b|/items", test.read_text(encoding="utf-8")):
+            test.unlink()
 
 
 def edit_main(path: Path) -> None:

@@ -39,7 +39,7 @@ RUN_BY = {
     "uv sync": ("tests/test_install.py", '"sync"'),
     "uv run pytest": ("tests/test_install.py", '["run", "pytest", "-q"]'),
     "uv run ruff": (".ci/run", "ruff check"),
-    "copier check-update": ("tests/test_fleet.py", "test_workflow_opens_a_pull_request_once"),
+    "copier check-update": ("tests/test_fleet.py", "test_job_opens_a_request_once"),
     "copier update": ("tests/updating.py", "run_update"),
     "uv run --group plots": ("benchmarks/throughput/plot.py", "__main__"),
     "uv run --group benchmarks": ("benchmarks/throughput/__main__.py", '"--also"'),

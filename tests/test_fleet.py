@@ -10,59 +10,64 @@ import pytest
 import yaml
 from owner import edit
 from releases import ROOT, git, listed
-from rendering import commit_all
-from updating import HEAD, copy
-from variants import curated
+from rendering import Renderer, commit_all
+from running import environment, running
+from test_install import OWN, UV, find_python
+from updating import HEAD, cases, copy
+from variants import Variant, curated
 
 pytestmark = pytest.mark.timeout(900)
 
 SIZE = int(os.environ.get("FLEET", "3"))
 """Services; each takes some 7 s of a processor, so `FLEET=12` is for whoever changes updates."""
 
-UV = """\
+STAND_IN = """\
 #!/bin/sh
 case "$1" in
   lock) echo locked > uv.lock ;;
   run) shift && exec "$@" ;;
 esac
 """
-GH = '#!/bin/sh\necho "$@" >> "$GH_LOG"\n'
+GH = '#!/bin/sh\necho "$@" >> "$ASKED"\n'
+NOTHING = "#!/bin/sh\n"
+REQUESTS = {"github": "pr create --fill\n", "gitlab": "merge_request.create\n"}
+GITLAB = {
+    "TEMPLATE_TOKEN": "t0ken",
+    "CI_SERVER_HOST": "gitlab.example.com",
+    "CI_PROJECT_PATH": "shop/orders",
+    "GITLAB_USER_NAME": "Ann",
+    "GITLAB_USER_EMAIL": "ann@example.com",
+}
 
 
 @pytest.fixture(scope="module")
 def tools(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Return an environment with this Python's commands, and stand-ins for uv and gh.
+    """Return an environment with this Python's commands, and stand-ins for uv, pip and gh.
 
-    uv would ask PyPI, and gh GitHub.
+    These would ask PyPI and GitHub; below, the real uv updates a fleet.
     """
     folder = tmp_path_factory.mktemp("bin")
-    for name, text in {"uv": UV, "gh": GH}.items():
+    for name, text in {"uv": STAND_IN, "gh": GH, "pip": NOTHING, "pipx": NOTHING}.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, "PATH": path, "GH_LOG": str(folder / "gh.log")}
+    return {**os.environ, "PATH": path, "ASKED": str(folder / "asked")}
 
 
 @pytest.fixture(scope="module")
-def remotes(history: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def remotes(history: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Variant]:
     """Return the bare repositories of services that their owners have edited."""
     folder = tmp_path_factory.mktemp("remotes")
-    found: list[Path] = []
-    cases = [(release, variant) for variant in curated() for release in listed()]
-    for release, variant in cases * SIZE:
+    found: dict[Path, Variant] = {}
+    for release, variant in cases(list(curated()))[:SIZE]:
         service = folder / f"service-{len(found) + 1}"
-        try:
-            copy(history, service, variant.answers, release.tag)
-        except ValueError:
-            continue  # That release does not know what this variant asks for.
+        copy(history, service, variant.answers, release.tag)
         commit_all(service)
         edit(service)
         commit_all(service)
         git(folder, "clone", "--quiet", "--bare", service.name, f"{service.name}.git")
         shutil.rmtree(service)
-        found.append(folder / f"{service.name}.git")
-        if len(found) == SIZE:
-            break
+        found[folder / f"{service.name}.git"] = variant
     return found
 
 
@@ -75,7 +80,7 @@ def fleet(folder: Path, tools: dict[str, str], *arguments: str) -> subprocess.Co
 
 
 def test_all_are_updated_without_conflict(
-    remotes: list[Path], tools: dict[str, str], tmp_path: Path
+    remotes: dict[Path, Variant], tools: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "services.txt").write_text("".join(f"{path}\n" for path in remotes))
 
@@ -89,7 +94,7 @@ def test_all_are_updated_without_conflict(
     assert done.stdout.endswith(f"{SIZE} of {SIZE} are fine.\n")
     for remote in remotes:
         assert git(remote, "show", f"template-{HEAD}:uv.lock") == "locked\n"
-    assert Path(tools["GH_LOG"]).read_text() == "pr create --fill\n" * SIZE
+    assert Path(tools["ASKED"]).read_text() == "pr create --fill\n" * SIZE
 
 
 def test_service_that_somebody_must_look_at_is_named(
@@ -111,28 +116,84 @@ def test_service_that_somebody_must_look_at_is_named(
     ]
 
 
-def test_workflow_opens_a_pull_request_once(
-    history: Path, tools: dict[str, str], tmp_path: Path
+def script_of(service: Path) -> str:
+    """Read what the job runs that looks for a new release of the template."""
+    if (service / ".gitlab-ci.yml").exists():
+        jobs = yaml.safe_load((service / ".gitlab-ci.yml").read_text())
+        return "\n".join(jobs["template"]["script"])
+    workflow = yaml.safe_load((service / ".github" / "workflows" / "template.yml").read_text())
+    steps = workflow["jobs"]["update"]["steps"]
+    return "\n".join(each["run"] for each in steps if "run" in each)
+
+
+@pytest.mark.parametrize("ci", REQUESTS)
+def test_job_opens_a_request_once(
+    ci: str, history: Path, render: Renderer, tools: dict[str, str], tmp_path: Path
 ) -> None:
-    """Run its script as it is written, on a clone whose service was never updated."""
-    newest = copy(history, tmp_path / "newest", {})
-    workflow = yaml.safe_load((newest / ".github" / "workflows" / "template.yml").read_text())
-    script = workflow["jobs"]["update"]["steps"][-1]["run"]
-    service = copy(history, tmp_path / "orders", {}, listed()[0].tag)
+    """Run its script as it is written, on clones whose service was never updated."""
+    script = script_of(render(ci=ci).path)
+    service = copy(history, tmp_path / "orders", {"ci": ci}, listed()[0].tag)
     commit_all(service)
     git(tmp_path, "clone", "--quiet", "--bare", "orders", "orders.git")
-    environment = tools | {"GH_LOG": str(tmp_path / "gh.log")}
+    remote = tmp_path / "orders.git"
+    git(remote, "config", "receive.advertisePushOptions", "true")
+    hook = remote / "hooks" / "post-receive"
+    hook.write_text(
+        '#!/bin/sh\n[ -z "$GIT_PUSH_OPTION_0" ] || echo $GIT_PUSH_OPTION_0 >> "$ASKED"\n'
+    )
+    hook.chmod(0o755)
+    variables = GITLAB | {
+        "ASKED": str(tmp_path / "asked"),
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{remote.as_uri()}.insteadOf",
+        "GIT_CONFIG_VALUE_0": "https://template:t0ken@gitlab.example.com/shop/orders.git",
+    }
 
     for number in range(2):
         clone = tmp_path / f"clone-{number}"
-        git(tmp_path, "clone", "--quiet", "orders.git", clone.name)
+        git(tmp_path, "clone", "--quiet", "--depth=1", remote.as_uri(), clone.name)
         command = ["bash", "-e", "-c", script]
         done = subprocess.run(
-            command, cwd=clone, env=environment, check=False, capture_output=True, text=True
+            command, cwd=clone, env=tools | variables, check=False, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
 
     branch = f"template-{HEAD}"
-    assert git(tmp_path / "orders.git", "branch", "--list", branch).strip() == branch
-    assert git(tmp_path / "orders.git", "show", f"{branch}:uv.lock") == "locked\n"
-    assert (tmp_path / "gh.log").read_text() == "pr create --fill\n"
+    assert git(remote, "branch", "--list", branch).strip() == branch
+    assert git(remote, "show", f"{branch}:uv.lock") == "locked\n"
+    assert (tmp_path / "asked").read_text() == REQUESTS[ci]
+
+
+OWN_TESTS = """\
+set -e
+cp "$VARIABLES/$(basename "$PWD").env" .env
+uv run pytest -q
+uv run manage.py migrate
+uv run manage.py check --fail-level warning
+"""
+"""What such a fleet has as its test: a script that finds each service's servers."""
+
+
+@pytest.mark.skipif("FLEET" not in os.environ, reason="some minutes: FLEET=12 for updates' sake")
+def test_all_are_green(
+    remotes: dict[Path, Variant], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """By the real uv, from PyPI: what each service depends on is locked, installed and run."""
+    (tmp_path / "services.txt").write_text("".join(f"{path}\n" for path in remotes))
+    for remote, variant in remotes.items():
+        lines = [f"{name}={value}\n" for name, value in variant.variables(request).items()]
+        (tmp_path / f"{remote.stem}.env").write_text("".join(lines))
+    script = tmp_path / "own-tests.sh"
+    script.write_text(OWN_TESTS)
+    python = shutil.which(find_python("3.13"))  # as postgresql-gitlab asks
+    path = os.pathsep.join([str(UV.parent), os.environ["PATH"], str(Path(str(python)).parent)])
+    variables = OWN | {"PATH": path, "VARIABLES": str(tmp_path)}
+
+    arguments = ["update", "services.txt", "--test", f"sh {script}"]
+    done = fleet(tmp_path, environment(**variables), *arguments)
+
+    assert done.stdout.endswith(f"{SIZE} of {SIZE} are fine.\n"), done.stdout
+    for remote in remotes:
+        command = (UV, "run", "manage.py")
+        with running(tmp_path / "fleet" / remote.stem, command, **variables) as served:
+            assert served.client.get("/").json() == "hello"

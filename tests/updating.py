@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from copier import run_copy, run_update
 from owner import ANCHOR, OURS_EVERYWHERE, edit
 from releases import ROOT, Release, git, listed
 from rendering import commit_all
+from variants import Variant
 
 HEAD = "v99.0.0"
 """What the template as it stands is called."""
@@ -89,6 +90,25 @@ def answers_of(folder: Path) -> dict[str, Any]:
     """Read the answers of a service."""
     answers = yaml.safe_load((folder / ".copier-answers.yml").read_text(encoding="utf-8"))
     return {name: answer for name, answer in answers.items() if not name.startswith("_")}
+
+
+@cache
+def words_of(release: Release) -> set[str]:
+    """Read which engines, and which keys of a database, a release knows."""
+    text = git(ROOT, "show", f"{release.commit}:includes/databases.jinja")
+    engines, keys = re.findall(r"^{% set (?:engines|keys) = (.*) %}$", text, re.MULTILINE)
+    return set(re.findall(r'"(\w+)"', engines + keys))
+
+
+def cases(variants: Sequence[Variant]) -> list[tuple[Release, Variant]]:
+    """List which variants can be rendered from which releases."""
+    return [
+        (release, variant)
+        for variant in variants
+        for release in listed()
+        if {word for each in variant.databases for word in (*each, each["engine"])}
+        <= words_of(release)
+    ]
 
 
 def copy(template: Path, folder: Path, answers: dict[str, Any], ref: str | None = None) -> Path:
