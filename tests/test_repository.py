@@ -1,6 +1,7 @@
 """What this repository says about itself is so."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -39,6 +40,15 @@ def test_workflows_pin_actions_and_may_only_read() -> None:
         for action in uses:
             assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)
         assert yaml.safe_load(text)["permissions"] == {"contents": "read"}
+
+
+def test_services_run_the_actions_that_are_kept_new_here() -> None:
+    def actions(paths: Iterable[Path]) -> set[str]:
+        return {each for path in paths for each in re.findall(r"uses: (.*)", path.read_text())}
+
+    theirs = actions((ROOT / "template").glob("*.github*/workflows/*"))
+    assert theirs
+    assert theirs <= actions(WORKFLOWS)
 
 
 def test_design_names_every_module_of_the_kit() -> None:

@@ -31,7 +31,8 @@ function milliseconds(seconds) {
 
 function showSizing(form) {
   const number = (name) => Math.max(Number(form.elements[name].value) || 0, 0);
-  const rate = number("rate") / Math.max(number("processes"), 1);
+  const processes = Math.max(number("processes"), 1);
+  const rate = number("rate") / processes;
   const hold = number("hold") / 1000;
   const target = number("target") / 1000;
   const advised = advisedSize(rate, hold, target, 0.99);
@@ -42,7 +43,7 @@ function showSizing(form) {
     said.textContent = "No pool of up to 1000 connections does this: more processes, or shorter holds.";
     return;
   }
-  const total = (advised + 1) * number("processes");
+  const total = (advised + 1) * processes;
   said.textContent =
     `DATABASE_POOL_SIZE=${advised}: on average ${(rate * hold).toFixed(1)} are in use; ` +
     `the server needs ${total} connections, the probes' included.`;
