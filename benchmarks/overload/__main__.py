@@ -223,7 +223,9 @@ async def checkout_cost(url: URL) -> dict[str, Any]:
     """
     engines = {
         "stock": create_async_engine(url, pool_size=POOL_SIZE, max_overflow=0),
-        "fair": create_async_engine(url, poolclass=FairPool, pool_size=POOL_SIZE),
+        "fair": create_async_engine(
+            url, poolclass=FairPool, settings=DatabaseSettings(url=url, pool_size=POOL_SIZE)
+        ),
     }
     costs: dict[str, list[float]] = {contender: [] for contender in CONTENDERS}
     for turn in range(201):

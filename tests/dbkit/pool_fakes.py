@@ -12,6 +12,7 @@ from functools import wraps
 from typing import Any, ParamSpec
 
 import pytest
+from dbkit import DatabaseSettings
 from dbkit.pool import FairPool
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import PoolProxiedConnection
@@ -61,7 +62,7 @@ def virtual_time() -> Generator[asyncio.Runner]:
     with asyncio.Runner(loop_factory=VirtualLoop) as runner, pytest.MonkeyPatch.context() as patch:
         taken.clear()
         clock = runner.get_loop().time
-        for module in ("fair_pool", "connections", "status"):
+        for module in ("fair_pool", "connections", "refusals"):
             patch.setattr(f"dbkit.pool.{module}.monotonic", clock)
         yield runner
 
@@ -182,14 +183,22 @@ class FakeServer:
         for connection in tuple(self.open):
             connection.cut()
 
-    def pool(self, **options: Any) -> FairPool:
+    def pool(self, *, env_prefix: str = "DATABASE_", **settings: Any) -> FairPool:
         """Make a pool on this server; without keepalive, unless asked for."""
-        defaults: dict[str, Any] = {
-            "logging_name": "primary",
-            "dialect": FakeDialect(),
-            "keepalive": None,
-        }
-        return FairPool(lambda: await_only(self.connect()), **(defaults | options))
+        return FairPool(
+            lambda: await_only(self.connect()),
+            settings_of({"keepalive": 0} | settings),
+            env_prefix,
+            logging_name="primary",
+            dialect=FakeDialect(),
+        )
+
+
+def settings_of(settings: dict[str, Any]) -> DatabaseSettings:
+    """Make settings of a pool, which may be beyond the bounds of those that a service has."""
+    assert settings.keys() <= DatabaseSettings.model_fields.keys()
+    patient: dict[str, Any] = {"max_waiting": 100_000}
+    return DatabaseSettings.model_construct(**patient | settings)
 
 
 class FakeDialect(DefaultDialect):

@@ -185,7 +185,7 @@ async def test_breaker_closes_when_the_server_is_back(caplog: pytest.LogCaptureF
 async def test_only_one_probe_asks_a_server_that_does_not_answer() -> None:
     server = FakeServer()
     server.freeze()
-    pool = server.pool(pool_size=10, connect_timeout=5, timeout=60)
+    pool = server.pool(pool_size=10, connect_timeout=5, pool_timeout=60)
     callers = await queue(pool, 3)
     await asyncio.sleep(5.01)
     assert outcomes(callers) == ["Unreachable"] * 3
@@ -203,7 +203,7 @@ async def test_only_one_probe_asks_a_server_that_does_not_answer() -> None:
 async def test_a_server_that_answered_somebody_else_is_asked_at_once() -> None:
     server = FakeServer()
     server.freeze()
-    pool = server.pool(pool_size=10, connect_timeout=5, timeout=60)
+    pool = server.pool(pool_size=10, connect_timeout=5, pool_timeout=60)
     await queue(pool, 3)
     await asyncio.sleep(5.2)
     assert pool.snapshot().breaker == "probing"  # This attempt is never answered.
@@ -550,7 +550,7 @@ async def test_limit_counts_connections_that_are_being_closed() -> None:
 @in_virtual_time
 async def test_old_connection_is_replaced_at_its_return() -> None:
     server = FakeServer()
-    pool = server.pool(recycle=100)
+    pool = server.pool(pool_recycle=100)
     held = await take(pool)
     await asyncio.sleep(100)
 
@@ -564,7 +564,7 @@ async def test_old_connection_is_replaced_at_its_return() -> None:
 @in_virtual_time
 async def test_old_connections_are_replaced_in_the_background_and_not_at_once() -> None:
     server = FakeServer()
-    pool = server.pool(pool_size=20, recycle=1000)
+    pool = server.pool(pool_size=20, pool_recycle=1000)
     await pool.warm(20, deadline=1)
     closed: list[float] = []
 
@@ -585,7 +585,7 @@ async def test_old_connections_are_replaced_in_the_background_and_not_at_once() 
 @in_virtual_time
 async def test_callers_do_not_wait_for_an_old_connection_to_be_replaced() -> None:
     server = FakeServer()
-    pool = server.pool(pool_size=3, recycle=100, ping_after=1000)
+    pool = server.pool(pool_size=3, pool_recycle=100, ping_after=1000)
     await pool.warm(3, deadline=1)
     server.latency = 0.1
 
@@ -822,18 +822,14 @@ async def test_disposed_pool_serves_its_waiters_and_closes_what_is_returned() ->
 @in_virtual_time
 async def test_recreated_pool_keeps_the_options_and_the_counters() -> None:
     server = FakeServer()
-    pool = server.pool(
-        pool_size=3, max_overflow=2, timeout=7, recycle=99, queue_target=0.1, queue_interval=0.7,
-        max_waiting=11, idle_timeout=13, keepalive=17, ping_after=2, ping_timeout=3,
-        connect_timeout=4, breaker_threshold=5, env_prefix="X_", reset_on_return=None,
-    )  # fmt: skip
+    pool = server.pool(pool_size=3, max_overflow=2, keepalive=17)
     pool.resize(pool_size=4, max_overflow=1)
     await give(await take(pool))
 
     again = pool.recreate()
 
-    assert again.options == pool.options
-    assert again.options.pool_size == 4
+    assert again.settings == pool.settings
+    assert again.settings.pool_size == 4
     assert again.name == "primary"
     assert again.snapshot().connects == 1
     assert again.snapshot().idle == 0

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy
+from dbkit import DatabaseSettings
 from dbkit.pool import FairPool
-from sqlalchemy import create_engine, pool, util
+from sqlalchemy import URL, create_engine, pool, util
 from sqlalchemy.connectors import asyncio as connectors
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection, PGDialect_asyncpg
 from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
@@ -159,27 +160,25 @@ def test_engine_finds_every_argument_of_the_pool() -> None:
     )
 
 
-def test_engine_translates_the_names_of_these_arguments() -> None:
+SETTINGS = DatabaseSettings(url=URL.create("sqlite"))
+
+
+def test_engine_hands_these_arguments_to_the_pool() -> None:
     engine = create_async_engine(
         "sqlite+aiosqlite:///nowhere",
         poolclass=FairPool,
-        pool_size=3,
-        max_overflow=2,
-        pool_timeout=7,
-        pool_recycle=99,
-        pool_logging_name="primary",
-        queue_target=None,
+        settings=SETTINGS,
         env_prefix="X_",
+        pool_logging_name="primary",
     )
-    options = engine.pool.options
-    assert (options.pool_size, options.max_overflow, options.timeout) == (3, 2, 7)
-    assert (options.recycle, options.queue_target, options.env_prefix) == (99, None, "X_")
+    assert isinstance(engine.pool, FairPool)
+    assert engine.pool.settings is SETTINGS
     assert engine.pool.name == "primary"
 
 
 def test_synchronous_engine_refuses_the_pool() -> None:
     with pytest.raises(sqlalchemy.exc.ArgumentError, match="FairPool cannot be used with non-"):
-        create_engine("sqlite:///nowhere", poolclass=FairPool)
+        create_engine("sqlite:///nowhere", poolclass=FairPool, settings=SETTINGS)
 
 
 def test_engine_disposes_before_it_recreates() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from dbkit.pool import FairPool
+from pool_fakes import settings_of
 from sqlalchemy import URL, exc, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
@@ -46,9 +47,11 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
     return URL.create("sqlite+aiosqlite", database=str(tmp_path / "test.db"))
 
 
-def make_engine(url: URL, **options: Any) -> AsyncEngine:
+def make_engine(url: URL, **settings: Any) -> AsyncEngine:
     """Make an engine with our pool."""
-    return create_async_engine(url, poolclass=FairPool, pool_size=3, **options)
+    return create_async_engine(
+        url, poolclass=FairPool, settings=settings_of({"pool_size": 3} | settings)
+    )
 
 
 def pool_of(engine: AsyncEngine) -> FairPool:
@@ -73,7 +76,7 @@ def connections_left_behind() -> Generator[None]:
 
 
 def test_callers_are_served_and_nothing_is_left(url: URL, run: Run) -> None:
-    engine = make_engine(url, pool_timeout=60, queue_target=None)
+    engine = make_engine(url, pool_timeout=60, queue_target=0)
 
     async def serve() -> None:
         assert await asyncio.gather(*(select(engine) for _ in range(60))) == [1] * 60
@@ -191,13 +194,15 @@ def test_loop_ends_without_a_word(url: URL, tmp_path: Path) -> None:
         f"""
 import asyncio, sys
 sys.path[:0] = {sys.path!r}
+from dbkit import DatabaseSettings
 from dbkit.pool import FairPool
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 async def main():
+    settings = DatabaseSettings.model_construct(keepalive=0.01, pool_recycle=0.02, ping_after=0)
     engine = create_async_engine({url.render_as_string(hide_password=False)!r},
-        poolclass=FairPool, keepalive=0.01, pool_recycle=0.02, ping_after=0)
+        poolclass=FairPool, settings=settings)
     async def serve():
         async with engine.connect() as connection:
             await connection.execute(text("select 1"))

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Coroutine
 from contextlib import ExitStack, suppress
+from math import inf
 from typing import Any
 
 from dbkit.errors import Unreachable
@@ -37,16 +38,16 @@ class PoolMachine(RuleBasedStateMachine):
     @initialize(
         pool_size=st.integers(1, 3),
         max_overflow=st.integers(0, 2),
-        queue_target=st.sampled_from([None, 0.05]),
-        keepalive=st.sampled_from([None, 3.0]),
-        recycle=st.sampled_from([-1, 4.0]),
+        queue_target=st.sampled_from([0, 0.05]),
+        keepalive=st.sampled_from([0, 3.0]),
+        pool_recycle=st.sampled_from([inf, 4.0]),
     )
     def open(self, pool_size: int, max_overflow: int, **options: Any) -> None:
         self.pool = self.server.pool(
             pool_size=pool_size,
             max_overflow=max_overflow,
             idle_timeout=2,
-            timeout=5,
+            pool_timeout=5,
             connect_timeout=2,
             **options,
         )

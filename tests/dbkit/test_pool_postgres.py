@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from dbkit.errors import Unreachable
 from dbkit.pool import FairPool
+from pool_fakes import settings_of
 from pool_proxy import Proxy
 from sqlalchemy import URL, Connection, NullPool, exc, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -25,14 +26,17 @@ BACKENDS = """
 
 
 @asynccontextmanager
-async def engine_on(url: URL, **options: Any) -> AsyncGenerator[AsyncEngine]:
+async def engine_on(url: URL, **settings: Any) -> AsyncGenerator[AsyncEngine]:
     """Make an engine with our pool, and dispose of it at the end.
 
     Nobody is turned away for a machine that is slow; `test_pool_queue.py` has a clock of its own.
     """
-    patient = {"queue_target": None, "pool_timeout": 60, "connect_timeout": 30}
+    patient = {"queue_target": 0, "pool_timeout": 60, "connect_timeout": 30}
     engine = create_async_engine(
-        url, poolclass=FairPool, pool_logging_name="primary", **(patient | options)
+        url,
+        poolclass=FairPool,
+        settings=settings_of(patient | settings),
+        pool_logging_name="primary",
     )
     try:
         yield engine

@@ -87,7 +87,7 @@ async def test_cancelled_waiter_passes_on_what_it_was_given() -> None:
 
 @in_virtual_time
 async def test_caller_waits_no_longer_than_the_timeout_and_is_told_the_numbers() -> None:
-    pool = FakeServer().pool(pool_size=2, timeout=5, queue_target=None, env_prefix="ORDERS_DB_")
+    pool = FakeServer().pool(pool_size=2, pool_timeout=5, queue_target=0, env_prefix="ORDERS_DB_")
     held = [await take(pool) for _ in range(2)]
     callers = await queue(pool, 2)
 
@@ -112,7 +112,7 @@ async def test_caller_waits_no_longer_than_the_timeout_and_is_told_the_numbers()
 
 @in_virtual_time
 async def test_timeout_counts_from_each_callers_own_arrival() -> None:
-    pool = FakeServer().pool(pool_size=1, timeout=5, queue_target=None)
+    pool = FakeServer().pool(pool_size=1, pool_timeout=5, queue_target=0)
     await take(pool)
     early = await queue(pool, 1)
     await asyncio.sleep(3)
@@ -216,7 +216,7 @@ async def test_load_below_capacity_is_served_in_full() -> None:
 
 @in_virtual_time
 async def test_long_queries_in_a_short_queue_are_not_shed() -> None:
-    pool = FakeServer().pool(pool_size=1, timeout=60)
+    pool = FakeServer().pool(pool_size=1, pool_timeout=60)
 
     results = await offer(pool, rate=1.2, duration=20, hold=0.8)
 
@@ -225,7 +225,7 @@ async def test_long_queries_in_a_short_queue_are_not_shed() -> None:
 
 @in_virtual_time
 async def test_waiters_are_shed_when_nothing_is_returned() -> None:
-    pool = FakeServer().pool(pool_size=1, timeout=60)
+    pool = FakeServer().pool(pool_size=1, pool_timeout=60)
     await take(pool)
 
     callers = await queue(pool, 3)
@@ -237,7 +237,7 @@ async def test_waiters_are_shed_when_nothing_is_returned() -> None:
 
 @in_virtual_time
 async def test_newcomers_are_told_sooner_once_the_queue_has_stood() -> None:
-    pool = FakeServer().pool(pool_size=1, timeout=60)
+    pool = FakeServer().pool(pool_size=1, pool_timeout=60)
     await take(pool)
     await queue(pool, 3)
     await asyncio.sleep(0.6)
@@ -261,7 +261,7 @@ async def test_overload_that_pauses_is_told_sooner_when_it_comes_back() -> None:
 
 @in_virtual_time
 async def test_queue_that_stood_long_ago_does_not_count() -> None:
-    pool = FakeServer().pool(pool_size=1, timeout=60, ping_after=1000)
+    pool = FakeServer().pool(pool_size=1, pool_timeout=60, ping_after=1000)
     held = await take(pool)
     await queue(pool, 3)
     await asyncio.sleep(1.2)
@@ -277,7 +277,7 @@ async def test_queue_that_stood_long_ago_does_not_count() -> None:
 
 @in_virtual_time
 async def test_nobody_is_shed_without_a_target() -> None:
-    pool = FakeServer().pool(pool_size=1, timeout=60, queue_target=None)
+    pool = FakeServer().pool(pool_size=1, pool_timeout=60, queue_target=0)
     await take(pool)
 
     callers = await queue(pool, 3)
@@ -351,7 +351,7 @@ async def test_overload_is_logged_at_its_start_and_its_end(
 @in_virtual_time
 async def test_suspended_pool_lets_callers_wait_and_serves_them_after() -> None:
     server = FakeServer()
-    pool = server.pool(pool_size=2, timeout=60)
+    pool = server.pool(pool_size=2, pool_timeout=60)
     held = await take(pool)
     await give(await take(pool))
 
@@ -385,7 +385,7 @@ async def test_wait_for_a_suspended_pool_is_no_overload() -> None:
 
 @in_virtual_time
 async def test_suspended_pool_still_keeps_the_timeout() -> None:
-    pool = FakeServer().pool(timeout=5)
+    pool = FakeServer().pool(pool_timeout=5)
     pool.suspend()
 
     with pytest.raises(PoolTimeout, match="suspended"):
@@ -427,7 +427,7 @@ async def test_shrinking_pool_closes_idle_connections_now_and_used_ones_when_ret
 @pytest.mark.parametrize(("pool_size", "max_overflow"), [(0, 10), (5, -1)])
 def test_pool_without_a_limit_is_refused(pool_size: int, max_overflow: int) -> None:
     with pytest.raises(Exception, match="never unlimited"):
-        FakeServer().pool(pool_size=pool_size, max_overflow=max_overflow)
+        FakeServer().pool().resize(pool_size=pool_size, max_overflow=max_overflow)
 
 
 @in_virtual_time
@@ -449,7 +449,7 @@ async def test_drain_tells_waiters_and_newcomers_at_once() -> None:
 @in_virtual_time
 async def test_storm_of_cancellations_leaves_nothing_behind() -> None:
     server = FakeServer()
-    pool = server.pool(pool_size=5, timeout=60, queue_target=None)
+    pool = server.pool(pool_size=5, pool_timeout=60, queue_target=0)
     requests = [asyncio.create_task(serve(pool, 0.001 * (n % 7))) for n in range(5000)]
 
     for turn in range(50):

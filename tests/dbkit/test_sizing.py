@@ -77,7 +77,7 @@ def test_a_queue_waits_for_as_long_as_is_predicted(size: int, variation: float) 
 
 @in_virtual_time
 async def test_the_pool_is_that_queue() -> None:
-    pool = FakeServer().pool(pool_size=4, queue_target=None, timeout=300, recycle=-1)
+    pool = FakeServer().pool(pool_size=4, queue_target=0, pool_timeout=300, pool_recycle=inf)
     await pool.warm(4, 1)
     arrivals = draw(Load(rate=160, hold=0.02), 1_000)
     loop = asyncio.get_running_loop()

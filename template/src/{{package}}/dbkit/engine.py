@@ -72,7 +72,8 @@ def create_engine(
     dialect_name = settings.url.get_backend_name()
     pool: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
-        pool = pool_arguments(name, prefix, settings) | {"poolclass": poolclass}
+        arguments = {"settings": settings, "env_prefix": prefix, "pool_logging_name": name}
+        pool = {"poolclass": poolclass, **arguments}
     credentials = Credentials(settings.password, settings.password_file)
     engine = create_async_engine(
         settings.url.difference_update_query(TLS_PARAMETERS),
@@ -148,27 +149,6 @@ def handle_error(name: str, context: ExceptionContext, *, read_only: bool) -> Ex
     ):
         context.engine.pool.retire()  # The others answer a ping too, and refuse the next write.
     return None
-
-
-def pool_arguments(name: str, prefix: str, settings: DatabaseSettings) -> dict[str, Any]:
-    """Translate the settings of the pool to `create_engine()`'s arguments."""
-    return {
-        "pool_logging_name": name,
-        "pool_size": settings.pool_size,
-        "max_overflow": settings.max_overflow,
-        "pool_timeout": settings.pool_timeout,
-        "pool_recycle": settings.pool_recycle,
-        "queue_target": settings.queue_target or None,
-        "queue_interval": settings.queue_interval,
-        "max_waiting": settings.max_waiting,
-        "idle_timeout": settings.idle_timeout,
-        "keepalive": settings.keepalive or None,
-        "ping_after": settings.ping_after,
-        "ping_timeout": settings.ping_timeout,
-        "connect_timeout": settings.connect_timeout,
-        "breaker_threshold": settings.breaker_threshold,
-        "env_prefix": prefix,
-    }
 
 
 def connect_args(

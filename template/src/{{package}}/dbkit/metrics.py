@@ -56,7 +56,7 @@ METRICS = (
         "gauge",
         "{connection}",
         "Idle connections that are kept.",
-        lambda pool: pool.options.pool_size,
+        lambda pool: pool.settings.pool_size,
     ),
     Metric(
         "db.client.connection.idle.min",
@@ -70,7 +70,7 @@ METRICS = (
         "gauge",
         "{connection}",
         "Connections that may be open at once.",
-        lambda pool: pool.options.limit,
+        lambda pool: pool.settings.max_connections,
     ),
     Metric(
         "db.client.connection.pending_requests",

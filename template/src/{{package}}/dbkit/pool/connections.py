@@ -20,11 +20,11 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import greenlet_spawn
 
+from ..settings import DatabaseSettings
 from ..sqlstates import sqlstate
 from ..usage import Usage
 from .background import Background
 from .breaker import Breaker
-from .options import PoolOptions
 from .slots import Slot, closed_check, ping
 from .status import Counters
 
@@ -35,7 +35,7 @@ CLOSE_TIMEOUT = 1.0
 HEDGE_DELAY = 0.05
 """Seconds after which a caller does not rely on a ping alone, where there is room to connect."""
 LIFETIME_JITTER = 0.2
-"""Part of `recycle` by which lifetimes differ: what opened together does not expire together."""
+"""Part of `pool_recycle` by which lifetimes differ: what opened together expires at other times."""
 LONGEST_REST = 30.0
 """Seconds between two looks at the idle connections, at the most."""
 SHORTEST_REST = 0.1
@@ -60,9 +60,9 @@ class Hooks:
 class Connections:
     """Every open connection is a slot: idle, being pinged, being closed, or else in use."""
 
-    def __init__(self, options: PoolOptions, background: Background, hooks: Hooks) -> None:
-        self.options = options
-        self.breaker = Breaker(options.breaker_threshold)
+    def __init__(self, settings: DatabaseSettings, background: Background, hooks: Hooks) -> None:
+        self.settings = settings
+        self.breaker = Breaker(settings.breaker_threshold)
         self.counters = Counters()
         self.usage = Usage(background.name)
         self.min_ready = 0
@@ -131,7 +131,7 @@ class Connections:
             wanted -= 1
             if slot.is_closed():
                 self.lose(slot)
-            elif now - slot.contact < self.options.ping_after:
+            elif now - slot.contact < self.settings.ping_after:
                 self._hooks.ready(slot)
             else:
                 self.ping(slot)
@@ -157,7 +157,7 @@ class Connections:
     # Opening
 
     def _may_connect(self) -> bool:
-        return self.breaker.state == "closed" and self.open < self.options.limit
+        return self.breaker.state == "closed" and self.open < self.settings.max_connections
 
     def _start_connect(self, reason: str) -> None:
         task = self._background.spawn(self._connect(reason))
@@ -169,7 +169,7 @@ class Connections:
         task = cast("asyncio.Task[None]", asyncio.current_task())
         record: ConnectionPoolEntry | None = None
         try:
-            async with asyncio.timeout(self.options.connect_timeout):
+            async with asyncio.timeout(self.settings.connect_timeout):
                 record = await greenlet_spawn(self._hooks.create)
         except Exception as error:  # noqa: BLE001 -- drivers raise what they like
             self._note_failure(error)
@@ -187,9 +187,8 @@ class Connections:
     def admit(self, record: ConnectionPoolEntry) -> Slot:
         """Count a new connection."""
         now = monotonic()
-        lifetime = self.options.recycle if self.options.recycle > 0 else inf
-        lifetime *= random.uniform(1 - LIFETIME_JITTER, 1)  # noqa: S311 -- no secret
-        if self.open >= self.options.limit:
+        lifetime = self.settings.pool_recycle * random.uniform(1 - LIFETIME_JITTER, 1)  # noqa: S311 -- no secret
+        if self.open >= self.settings.max_connections:
             lifetime = 0.0  # The limit was lowered meanwhile.
         connection = cast("DBAPIConnection", record.dbapi_connection)
         is_closed = closed_check(self._hooks.dialect(), record.driver_connection)
@@ -200,7 +199,7 @@ class Connections:
     def _note_failure(self, error: Exception) -> None:
         now = monotonic()
         self.counters.connect_errors += 1
-        error = explain(error, self.options.connect_timeout)
+        error = explain(error, self.settings.connect_timeout)
         if self.breaker.fail(error, now):
             logger.warning(
                 "%s: unreachable after %d failures in a row: %s: %s",
@@ -223,7 +222,11 @@ class Connections:
         Also beside an attempt that is under way: its first packet may be lost, and TCP takes
         seconds to send another.
         """
-        if self.kept and self.breaker.state != "closed" and self.open < self.options.limit:
+        if (
+            self.kept
+            and self.breaker.state != "closed"
+            and self.open < self.settings.max_connections
+        ):
             self.breaker.probe()
             self._start_connect("outage")
 
@@ -232,7 +235,7 @@ class Connections:
             return
         if not self.kept:
             self.breaker.succeed()  # Nobody is left to try for.
-        elif self.open < self.options.limit:
+        elif self.open < self.settings.max_connections:
             self.breaker.probe()
             self._start_connect("outage")
         else:  # Every connection is in use: the next that is returned will be pinged.
@@ -255,13 +258,13 @@ class Connections:
         self.counters.pings += 1
         answered = False
         try:
-            async with asyncio.timeout(self.options.ping_timeout):
+            async with asyncio.timeout(self.settings.ping_timeout):
                 await ping(self._hooks.dialect(), slot)
             answered = True
         except Exception as error:  # noqa: BLE001 -- drivers raise what they like
             self.counters.ping_errors += 1
             self.counters.lost += 1
-            self.breaker.doubt(explain(error, self.options.ping_timeout), monotonic())
+            self.breaker.doubt(explain(error, self.settings.ping_timeout), monotonic())
             self.suspect()
         finally:
             self._pinging.discard(slot)
@@ -327,7 +330,7 @@ class Connections:
 
     def shrink(self) -> None:
         """Close what is beyond the limit: idle connections first, those unused for longest."""
-        surplus = self.open - len(self._closing) - self.options.limit
+        surplus = self.open - len(self._closing) - self.settings.max_connections
         while surplus > 0 and self.idle:
             self.retire(self.idle.popleft())
             surplus -= 1
@@ -385,13 +388,13 @@ class Connections:
         unused_since = slot.used if self._surplus > 0 else inf
         return min(
             slot.expires,
-            slot.contact + (self.options.keepalive or inf),
-            unused_since + self.options.idle_timeout,
+            slot.contact + (self.settings.keepalive or inf),
+            unused_since + self.settings.idle_timeout,
         )
 
     @property
     def _surplus(self) -> int:
-        return len(self.slots) - len(self._closing) - self.options.pool_size
+        return len(self.slots) - len(self._closing) - self.settings.pool_size
 
     def _tend(self) -> None:
         self.tended = False
@@ -400,10 +403,10 @@ class Connections:
             if slot.is_closed():
                 self.lose(slot)
             elif now >= slot.expires or (
-                self._surplus > 0 and now - slot.used >= self.options.idle_timeout
+                self._surplus > 0 and now - slot.used >= self.settings.idle_timeout
             ):
                 self.retire(slot)
-            elif now - slot.contact >= (self.options.keepalive or inf):
+            elif now - slot.contact >= (self.settings.keepalive or inf):
                 self.ping(slot)
             else:
                 self.idle.append(slot)

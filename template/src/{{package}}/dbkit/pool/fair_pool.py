@@ -11,83 +11,45 @@ subclasses; `tests/dbkit/test_pool_contract.py` in the template holds SQLAlchemy
 
 from asyncio import current_task, get_running_loop, wait
 from collections.abc import Coroutine
-from dataclasses import asdict, replace
-from math import inf
 from time import monotonic
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-from sqlalchemy import Dialect
+from sqlalchemy import Dialect, exc
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from ..errors import PoolClosed, PoolOverloaded, PoolTimeout, Unreachable
-from ..usage import SHOWN_HOLDERS, Holder, Use, holder_of, use_of
+from ..settings import DatabaseSettings
+from ..usage import Holder, Use, holder_of, use_of
 from .background import Background
 from .connections import CLOSE_TIMEOUT, HEDGE_DELAY, Connections, Hooks
-from .options import PoolOptions
+from .refusals import Refusals
 from .slots import Slot
-from .status import OverloadLog, PoolStatus, overloaded, timed_out, unreachable
+from .status import PoolStatus
 from .waiters import Waiter, WaitQueue
-
-BLAME_FOR = 1.0
-"""Seconds for which errors name the same holders: there may be thousands a second."""
-
-Refused = TypeVar("Refused", PoolTimeout, PoolOverloaded)
 
 
 class FairPool(Pool):
     """A pool of `pool_size` connections, and up to `max_overflow` more under pressure.
 
     Connections are opened when they are needed; the one used last is used first. Callers are
-    served strictly in the order in which they came. `PoolOptions` says what each argument
-    means. A pool serves one event loop at a time: its connections stay behind with a loop
-    that has ended.
+    served strictly in the order in which they came. A pool serves one event loop at a time: its
+    connections stay behind with a loop that has ended.
     """
 
     _is_asyncio = True  # pyright: ignore[reportAssignmentType] -- as SQLAlchemy's own pools do
 
-    def __init__(  # noqa: PLR0917 -- create_engine() finds what a pool takes among these alone
-        self,
-        creator: Any,
-        pool_size: int = 10,
-        max_overflow: int = 0,
-        timeout: float = 5.0,
-        recycle: float = 1800.0,
-        queue_target: float | None = 0.05,
-        queue_interval: float = 0.5,
-        max_waiting: int | None = None,
-        idle_timeout: float = 60.0,
-        keepalive: float | None = 30.0,
-        ping_after: float = 1.0,
-        ping_timeout: float = 1.0,
-        connect_timeout: float = 5.0,
-        breaker_threshold: int = 3,
-        env_prefix: str = "DATABASE_",
-        **base: Any,
+    def __init__(
+        self, creator: Any, settings: DatabaseSettings, env_prefix: str = "DATABASE_", **base: Any
     ) -> None:
         # SQLAlchemy's own recycling would connect on the path of a request: it stays off.
         super().__init__(creator, recycle=-1, **base)
-        self.options = PoolOptions(
-            pool_size=pool_size,
-            max_overflow=max_overflow,
-            timeout=timeout,
-            recycle=recycle,
-            queue_target=queue_target,
-            queue_interval=queue_interval,
-            max_waiting=max_waiting,
-            idle_timeout=idle_timeout,
-            keepalive=keepalive,
-            ping_after=ping_after,
-            ping_timeout=ping_timeout,
-            connect_timeout=connect_timeout,
-            breaker_threshold=breaker_threshold,
-            env_prefix=env_prefix,
-        )
+        self.settings = settings
+        self._env_prefix = env_prefix
         self._background = Background(self.name, self._leave_loop)
-        self._queue = WaitQueue(queue_target, queue_interval)
+        self._queue = WaitQueue(settings.queue_target, settings.queue_interval)
         self._connections = Connections(
-            self.options,
+            settings,
             self._background,
             Hooks(
                 dialect=lambda: cast("Dialect", self._dialect),
@@ -103,13 +65,10 @@ class FairPool(Pool):
         self._waiters = self._queue.waiters
         self.usage = self._connections.usage
         """What routes have used."""
-        self._ping_after = ping_after
+        self._ping_after = settings.ping_after
         self._suspended = False
         self._closed = False
-        self._blamed: tuple[Holder, ...] = ()
-        self._blame = ""
-        self._blamed_at = -inf
-        self._overloads = OverloadLog(self._background, describe=self.status)
+        self._refusals = Refusals(self, env_prefix, self._connections.breaker, self._background)
 
     # The contract with sqlalchemy.pool.Pool
 
@@ -196,10 +155,11 @@ class FairPool(Pool):
             self._close_connection(connection, terminate=True)
 
     def recreate(self) -> "FairPool":
-        """Return a new pool with the same options, and the counters of this one."""
+        """Return a new pool with the same settings, and the counters of this one."""
         pool = type(self)(
             self._creator,
-            **asdict(self.options),
+            self.settings,
+            self._env_prefix,
             echo=self.echo,
             logging_name=self._orig_logging_name,
             reset_on_return=self._reset_on_return,
@@ -207,8 +167,9 @@ class FairPool(Pool):
             dialect=self._dialect,
             _dispatch=self.dispatch,
         )
-        pool._connections.counters = self._connections.counters  # noqa: SLF001 -- one of us
-        pool._connections.usage = pool.usage = self.usage  # noqa: SLF001 -- as well
+        connections = pool._connections  # noqa: SLF001 -- one of us
+        connections.counters = self._connections.counters
+        connections.usage = pool.usage = self.usage
         return pool
 
     def dispose(self) -> None:
@@ -236,7 +197,7 @@ class FairPool(Pool):
 
     def size(self) -> int:
         """Return the number of connections that are kept."""
-        return self.options.pool_size
+        return self.settings.pool_size
 
     def checkedin(self) -> int:
         """Return the number of connections that are open and not in use."""
@@ -248,11 +209,11 @@ class FairPool(Pool):
 
     def overflow(self) -> int:
         """Return the number of connections open beyond `pool_size`."""
-        return max(len(self._slots) - self.options.pool_size, 0)
+        return max(len(self._slots) - self.settings.pool_size, 0)
 
     def timeout(self) -> float:
         """Return the seconds that a caller waits at the most."""
-        return self.options.timeout
+        return self.settings.pool_timeout
 
     # Operations
 
@@ -266,8 +227,8 @@ class FairPool(Pool):
         oldest = self._queue.oldest()
         return PoolStatus(
             name=self.name,
-            pool_size=self.options.pool_size,
-            max_overflow=self.options.max_overflow,
+            pool_size=self.settings.pool_size,
+            max_overflow=self.settings.max_overflow,
             in_use=self._connections.in_use,
             idle=self._connections.at_rest,
             connecting=self._connections.connecting,
@@ -331,8 +292,14 @@ class FairPool(Pool):
 
     def resize(self, pool_size: int, max_overflow: int) -> None:
         """Change the limit; connections beyond it are closed, now or at their return."""
-        self.options = replace(self.options, pool_size=pool_size, max_overflow=max_overflow)
-        self._connections.options = self.options
+        if pool_size < 1 or max_overflow < 0:
+            raise exc.ArgumentError(
+                f"pool_size must be 1 or more (not {pool_size}), and max_overflow 0 or more (not"
+                f" {max_overflow}): this pool is never unlimited"
+            )
+        limits = {"pool_size": pool_size, "max_overflow": max_overflow}
+        self.settings = self.settings.model_copy(update=limits)
+        self._connections.settings = self.settings
         self._connections.shrink()
         self._settle()
 
@@ -343,13 +310,13 @@ class FairPool(Pool):
         the pool goes on trying in the background. Returns how many connections are open.
         """
         if self._closed:
-            raise self._draining()
+            raise self._refusals.draining()
         self._background.attach()
-        self._connections.min_ready = wanted = min(min_ready, self.options.pool_size)
+        self._connections.min_ready = wanted = min(min_ready, self.settings.pool_size)
         self._connections.refill()
         await self._background.until(lambda: len(self._slots) >= wanted, deadline)
         if len(self._slots) < wanted:
-            raise self._unreachable(monotonic())
+            raise self._refusals.unreachable(monotonic())
         return len(self._slots)
 
     async def drain(self, timeout: float) -> int:
@@ -364,7 +331,7 @@ class FairPool(Pool):
         self._closed = True
         self._connections.kept = False
         while waiter := self._queue.serve(monotonic()):
-            waiter.future.set_exception(self._draining())
+            waiter.future.set_exception(self._refusals.draining())
         self._connections.cancel_connects()
         self.retire()
         await self._background.until(lambda: not self._connections.open, timeout)
@@ -387,10 +354,11 @@ class FairPool(Pool):
         loop = self._background.attach()
         now = monotonic()
         if self._closed:
-            raise self._draining()
+            raise self._refusals.draining()
         self.usage.ask(current_task())
-        if self.options.max_waiting is not None and len(self._queue) >= self.options.max_waiting:
-            raise self._overloaded(now, waited=0.0)
+        if len(self._queue) >= self.settings.max_waiting:
+            self._connections.counters.shed += 1
+            raise self._refusals.overloaded(now, waited=0.0)
         waiter = Waiter(loop.create_future(), now)
         self._queue.join(waiter)
         self._check_queue_later(now)
@@ -422,7 +390,7 @@ class FairPool(Pool):
 
     def _is_crowded(self, in_use: int) -> bool:
         """Whether callers wait for each other, rather than for the server to answer one of us."""
-        return 2 * in_use >= self.options.limit
+        return 2 * in_use >= self.settings.max_connections
 
     def _offer(self, slot: Slot) -> None:
         """Hand a connection to the oldest waiter, or keep it."""
@@ -442,7 +410,7 @@ class FairPool(Pool):
         if self._connections.hopeless:
             while waiter := self._queue.serve(now):
                 self._connections.counters.refused += 1
-                waiter.future.set_exception(self._unreachable(now))
+                waiter.future.set_exception(self._refusals.unreachable(now))
         elif not self._suspended and self._queue.oldest():
             self._connections.supply(len(self._queue))
             self._background.later("hedge", HEDGE_DELAY, self._hedge)
@@ -455,15 +423,15 @@ class FairPool(Pool):
 
     def _check_queue_later(self, now: float) -> None:
         if oldest := self._queue.oldest():
-            times_out = oldest.since + self.options.timeout - now
+            times_out = oldest.since + self.settings.pool_timeout - now
             self._background.later("queue", min(self._queue.due(now), times_out), self._check_queue)
 
     def _check_queue(self) -> None:
         now = monotonic()
-        for waiter in self._queue.expire(now, self.options.timeout):
+        for waiter in self._queue.expire(now, self.settings.pool_timeout):
             self._turn_away(waiter, now, late=True)
         breaker = self._connections.breaker
-        gone = breaker.failures > 0 and now - breaker.failed_at >= self.options.queue_interval
+        gone = breaker.failures > 0 and now - breaker.failed_at >= self.settings.queue_interval
         if not self._suspended and (gone or self._is_crowded(self._connections.in_use)):
             for waiter in self._queue.shed(now):
                 self._turn_away(waiter, now)
@@ -471,50 +439,17 @@ class FairPool(Pool):
 
     def _turn_away(self, waiter: Waiter, now: float, *, late: bool = False) -> None:
         """Tell a waiter that it will not be served, and whether pool or server is why."""
+        counters = self._connections.counters
         if not self._suspended and not self._is_crowded(self._connections.in_use):
-            self._connections.counters.refused += 1
-            waiter.future.set_exception(self._unreachable(now))
+            counters.refused += 1
+            error = self._refusals.unreachable(now)
         elif late:
-            waiter.future.set_exception(self._timed_out(now))
+            counters.timeouts += 1
+            error = self._refusals.timed_out(now)
         else:
-            waiter.future.set_exception(self._overloaded(now, now - waiter.since))
-
-    # What callers are told
-
-    def _timed_out(self, now: float) -> PoolTimeout:
-        self._connections.counters.timeouts += 1
-        text = timed_out(self.snapshot(), self.options.timeout, self.options.env_prefix)
-        return self._with_causes(PoolTimeout, text, now, self.options.timeout)
-
-    def _overloaded(self, now: float, waited: float) -> PoolOverloaded:
-        self._connections.counters.shed += 1
-        text = overloaded(self.snapshot(), waited, self.options.env_prefix)
-        return self._with_causes(PoolOverloaded, text, now, waited)
-
-    def _with_causes(self, state: type[Refused], text: str, now: float, waited: float) -> Refused:
-        """Make an error that names who holds the connections, as it was a second ago at most.
-
-        And what blocked the event loop: meanwhile, or so shortly before that it is why.
-        """
-        if now - self._blamed_at >= BLAME_FOR:
-            self._blamed_at = now
-            self._blamed = tuple(self.holders(SHOWN_HOLDERS))
-            self._blame = "".join(f"\n  held by {each}" for each in self._blamed)
-        blocked = self.usage.blocked_since(now - waited - BLAME_FOR)
-        error = state(text + self._blame + (blocked and f"\n  {blocked}"))
-        error.holders, error.blocked = self._blamed, blocked
-        self._overloads.note(now, str(error))
-        return error
-
-    def _unreachable(self, now: float) -> Unreachable:
-        breaker = self._connections.breaker
-        text = unreachable(self.snapshot(), breaker, now, self.options.env_prefix)
-        error = Unreachable(text, retry_after=breaker.retry_after(now))
-        error.__cause__ = breaker.error
-        return error
-
-    def _draining(self) -> PoolClosed:
-        return PoolClosed(f"{self.name}: the pool is closed, the service stops: {self.snapshot()}")
+            counters.shed += 1
+            error = self._refusals.overloaded(now, now - waiter.since)
+        waiter.future.set_exception(error)
 
     def _leave_loop(self) -> None:
         self._connections.leave_loop()

@@ -1,19 +1,9 @@
-"""What a pool says of itself: a snapshot in numbers, the sentences of its errors, and its log."""
+"""What a pool says of itself in numbers."""
 
-import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic
 from typing import NamedTuple
 
-from ..errors import DatabaseError
-from .background import Background
-from .breaker import Breaker, BreakerState
-
-logger = logging.getLogger(__name__)
-
-QUIET = 5.0
-"""Seconds without anybody turned away after which an overload is over."""
+from .breaker import BreakerState
 
 
 @dataclass
@@ -94,81 +84,3 @@ class PoolStatus(NamedTuple):
         if self.waiting:
             text += f", the oldest for {self.oldest_wait:.2f} s"
         return f"{text}, suspended" if self.suspended else text
-
-
-def advise(sentence: str, *steps: str) -> str:
-    """Write what happened, and below it what to do, in order."""
-    return "\n".join([sentence, *(f"  {n}. {step}" for n, step in enumerate(steps, 1))])
-
-
-def timed_out(status: PoolStatus, timeout: float, env: str) -> str:
-    """Say that no connection became free within `timeout` seconds."""
-    return advise(
-        f"{status.name}: no connection within {timeout:g} s: {status}",
-        "Look for what holds connections: a handler that waits for something else meanwhile,"
-        " a session that is never closed, a slow statement.",
-        f"Raise {env}POOL_SIZE ({status.pool_size}) or {env}MAX_OVERFLOW"
-        f" ({status.max_overflow}) if the server has connections to spare.",
-    )
-
-
-def overloaded(status: PoolStatus, waited: float, env: str) -> str:
-    """Say that a caller was turned away after `waited` seconds, before the timeout."""
-    return advise(
-        f"{status.name}: overloaded, turned away after {waited:.2f} s: {status}",
-        "Try again later: more is asked than this pool serves.",
-        f"Raise {env}POOL_SIZE ({status.pool_size}) if the server has capacity to spare,"
-        " or start more processes.",
-        f"Raise {env}QUEUE_TARGET or {env}MAX_WAITING if callers should rather wait.",
-    )
-
-
-def unreachable(status: PoolStatus, breaker: Breaker, now: float, env: str) -> str:
-    """Say that the server gives no connection, why, and when it is asked again."""
-    error = breaker.error
-    if isinstance(error, DatabaseError):
-        reason = str(error)  # The engine's own sentence names the server.
-    elif error is None:
-        reason = f"{status.name}: no answer yet to an attempt to connect"
-    else:
-        text = str(error).partition("\n")[0]
-        reason = f"{status.name}: cannot connect: {type(error).__name__}{text and ': '}{text}"
-    again = f", asked again in {max(breaker.retry_at - now, 0):.2f} s"
-    return advise(
-        f"{reason} ({breaker.failures} failures in a row"
-        f"{again if breaker.state == 'open' else ''}; {status})",
-        f"See that the server runs, and that {env}URL names it.",
-    )
-
-
-class OverloadLog:
-    """Logs the first caller that is turned away, and the end; nothing in between."""
-
-    def __init__(self, background: Background, describe: Callable[[], str]) -> None:
-        self._background = background
-        self._describe = describe
-        self._began = 0.0
-        self._last = 0.0
-        self._turned_away = 0
-
-    def note(self, now: float, text: str) -> None:
-        """Note that a caller is told `text`."""
-        if not self._turned_away:
-            self._began = now
-            logger.warning("%s", text)
-        self._last = now
-        self._turned_away += 1
-        self._background.later("quiet", QUIET, self._check)
-
-    def _check(self) -> None:
-        rest = self._last + QUIET - monotonic()
-        if rest > 0:
-            self._background.later("quiet", rest, self._check)
-            return
-        logger.warning(
-            "%s; no longer overloaded: %d callers were turned away in %.1f s",
-            self._describe(),
-            self._turned_away,
-            self._last - self._began,
-        )
-        self._turned_away = 0

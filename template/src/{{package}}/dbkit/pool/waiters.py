@@ -33,11 +33,11 @@ class Waiter:
 class WaitQueue:
     """Waiters in the order of their arrival.
 
-    `target` and `interval` are seconds; without a target nobody is shed. Time is always the
+    `target` and `interval` are seconds; with a target of 0 nobody is shed. Time is always the
     caller's `now`, by the monotonic clock.
     """
 
-    def __init__(self, target: float | None, interval: float) -> None:
+    def __init__(self, target: float, interval: float) -> None:
         self.target = target
         self.interval = interval
         # Ordered, and O(1) to leave: thousands of waiters may be cancelled at once.
@@ -86,7 +86,7 @@ class WaitQueue:
 
     def shed(self, now: float) -> Iterator[Waiter]:
         """Take out, one by one, those who waited too long in a queue that stands."""
-        if self.target is not None and now - self._short_at >= self._patience(now):
+        if self.target and now - self._short_at >= self._patience(now):
             for waiter in self.expire(now, 2 * self.target):
                 self._shed_at = now
                 yield waiter
@@ -104,7 +104,7 @@ class WaitQueue:
     def due(self, now: float) -> float:
         """Return the seconds until `shed` should be called, if nothing is returned before."""
         oldest = self.oldest()
-        if self.target is None or oldest is None:
+        if not self.target or oldest is None:
             return inf
         due = max(self._short_at + self._patience(now), oldest.since + 2 * self.target)
         return max(due - now, self.target / 2)

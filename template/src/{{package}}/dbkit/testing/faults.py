@@ -23,18 +23,18 @@ async def exhausted(
 ) -> AsyncGenerator[None]:
     """Hold every connection of the pool; callers wait for `pool_timeout` seconds."""
     pool = database.pool
-    options = pool.options
+    settings = pool.settings
     async with AsyncExitStack() as stack:
         with watch.by_fixture():
-            for _ in range(options.limit):
+            for _ in range(settings.max_connections):
                 await stack.enter_async_context(database.engine.connect())
-        pool.options = replace(options, timeout=pool_timeout)
+        pool.settings = settings.model_copy(update={"pool_timeout": pool_timeout})
         # A timer may run that was set for the other timeout.
         pool._background.cancel("queue")  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] -- ours
         try:
             yield
         finally:
-            pool.options = options
+            pool.settings = settings
 
 
 @asynccontextmanager

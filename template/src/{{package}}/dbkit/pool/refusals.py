@@ -1,0 +1,132 @@
+"""What callers are told who get no connection, and what the log has of it."""
+
+import logging
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING, TypeVar
+
+from ..errors import DatabaseError, PoolClosed, PoolOverloaded, PoolTimeout, Unreachable
+from ..usage import SHOWN_HOLDERS, Holder
+from .background import Background
+from .breaker import Breaker
+
+if TYPE_CHECKING:
+    from .fair_pool import FairPool
+
+logger = logging.getLogger(__name__)
+
+BLAME_FOR = 1.0
+"""Seconds for which errors name the same holders: there may be thousands a second."""
+QUIET = 5.0
+"""Seconds without anybody turned away after which an overload is over."""
+
+Refused = TypeVar("Refused", PoolTimeout, PoolOverloaded)
+
+
+class Refusals:
+    """Makes the errors of one pool; logs the first caller that is turned away, and the end."""
+
+    def __init__(
+        self, pool: "FairPool", env_prefix: str, breaker: Breaker, background: Background
+    ) -> None:
+        self._pool = pool
+        self._env = env_prefix
+        self._breaker = breaker
+        self._background = background
+        self._blamed: tuple[Holder, ...] = ()
+        self._blame = ""
+        self._blamed_at = -inf
+        self._began = 0.0
+        self._last = 0.0
+        self._turned_away = 0
+
+    def timed_out(self, now: float) -> PoolTimeout:
+        """Say that no connection became free within `pool_timeout` seconds."""
+        status, timeout = self._pool.snapshot(), self._pool.timeout()
+        text = advise(
+            f"{status.name}: no connection within {timeout:g} s: {status}",
+            "Look for what holds connections: a handler that waits for something else meanwhile,"
+            " a session that is never closed, a slow statement.",
+            f"Raise {self._env}POOL_SIZE ({status.pool_size}) or {self._env}MAX_OVERFLOW"
+            f" ({status.max_overflow}) if the server has connections to spare.",
+        )
+        return self._with_causes(PoolTimeout, text, now, timeout)
+
+    def overloaded(self, now: float, waited: float) -> PoolOverloaded:
+        """Say that a caller was turned away after `waited` seconds, before the timeout."""
+        status = self._pool.snapshot()
+        text = advise(
+            f"{status.name}: overloaded, turned away after {waited:.2f} s: {status}",
+            "Try again later: more is asked than this pool serves.",
+            f"Raise {self._env}POOL_SIZE ({status.pool_size}) if the server has capacity to spare,"
+            " or start more processes.",
+            f"Raise {self._env}QUEUE_TARGET or {self._env}MAX_WAITING if callers should rather"
+            " wait.",
+        )
+        return self._with_causes(PoolOverloaded, text, now, waited)
+
+    def unreachable(self, now: float) -> Unreachable:
+        """Say that the server gives no connection, why, and when it is asked again."""
+        status, breaker = self._pool.snapshot(), self._breaker
+        if isinstance(breaker.error, DatabaseError):
+            reason = str(breaker.error)  # The engine's own sentence names the server.
+        elif breaker.error is None:
+            reason = f"{status.name}: no answer yet to an attempt to connect"
+        else:
+            name, text = type(breaker.error).__name__, str(breaker.error).partition("\n")[0]
+            reason = f"{status.name}: cannot connect: {name}{text and ': '}{text}"
+        again = f", asked again in {max(breaker.retry_at - now, 0):.2f} s"
+        text = advise(
+            f"{reason} ({breaker.failures} failures in a row"
+            f"{again if breaker.state == 'open' else ''}; {status})",
+            f"See that the server runs, and that {self._env}URL names it.",
+        )
+        error = Unreachable(text, retry_after=breaker.retry_after(now))
+        error.__cause__ = breaker.error
+        return error
+
+    def draining(self) -> PoolClosed:
+        """Say that nothing is handed out any more."""
+        status = self._pool.snapshot()
+        return PoolClosed(f"{status.name}: the pool is closed, the service stops: {status}")
+
+    def _with_causes(self, state: type[Refused], text: str, now: float, waited: float) -> Refused:
+        """Make an error that names who holds the connections, as it was a second ago at most.
+
+        And what blocked the event loop: meanwhile, or so shortly before that it is why.
+        """
+        if now - self._blamed_at >= BLAME_FOR:
+            self._blamed_at = now
+            self._blamed = tuple(self._pool.holders(SHOWN_HOLDERS))
+            self._blame = "".join(f"\n  held by {each}" for each in self._blamed)
+        blocked = self._pool.usage.blocked_since(now - waited - BLAME_FOR)
+        error = state(text + self._blame + (blocked and f"\n  {blocked}"))
+        error.holders, error.blocked = self._blamed, blocked
+        self._note(now, error)
+        return error
+
+    def _note(self, now: float, error: DatabaseError) -> None:
+        if not self._turned_away:
+            self._began = now
+            logger.warning("%s", error)
+        self._last = now
+        self._turned_away += 1
+        self._background.later("quiet", QUIET, self._look_whether_over)
+
+    def _look_whether_over(self) -> None:
+        rest = self._last + QUIET - monotonic()
+        if rest > 0:
+            self._background.later("quiet", rest, self._look_whether_over)
+            return
+        logger.warning(
+            "%s; no longer overloaded: %d callers were turned away in %.1f s",
+            self._pool.status(),
+            self._turned_away,
+            self._last - self._began,
+        )
+        self._turned_away = 0
+
+
+def advise(sentence: str, *steps: str) -> str:
+    """Write what happened, and below it what to do, in order."""
+    return "\n".join([sentence, *(f"  {n}. {step}" for n, step in enumerate(steps, 1))])
