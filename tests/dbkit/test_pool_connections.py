@@ -836,6 +836,20 @@ async def test_recreated_pool_keeps_the_options_and_the_counters() -> None:
 
 
 @in_virtual_time
+async def test_recreated_pool_keeps_min_ready_open_from_its_first_use_on() -> None:
+    server = FakeServer()
+    pool = server.pool(pool_size=5)
+    await pool.warm(3, deadline=1)
+    await greenlet_spawn(pool.dispose)
+
+    again = pool.recreate()
+    await give(await take(again))
+    await asyncio.sleep(1)
+
+    assert again.min_ready == again.snapshot().idle == len(server.open) == 3
+
+
+@in_virtual_time
 async def test_pool_that_is_dropped_leaves_no_timer_behind() -> None:
     server = FakeServer()
     pool = server.pool(pool_size=2, keepalive=10)

@@ -170,6 +170,7 @@ class FairPool(Pool):
         connections = pool._connections  # noqa: SLF001 -- one of us
         connections.counters = self._connections.counters
         connections.usage = pool.usage = self.usage
+        connections.min_ready = self.min_ready
         return pool
 
     def dispose(self) -> None:
