@@ -81,7 +81,7 @@ class State:
         )
         return {
             "up": database.probe.is_up,
-            "pool": pool.snapshot()._asdict(),
+            "pool": asdict(pool.snapshot()),
             "holders": [describe_holder(each) for each in holders],
             "routes": [{"route": name, **asdict(use)} for name, use in routes[:MOST]],
             "settings": settings_of(database),
