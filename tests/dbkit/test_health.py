@@ -204,13 +204,13 @@ async def test_a_server_that_says_nothing_blocks_no_route() -> None:
 
 
 async def test_a_backend_that_freezes_is_left_for_another_and_blocks_no_route(
-    database_url: URL,
+    database_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = declare(database_url, min_ready=0)
     async with asyncio.timeout(30), serve(database) as client:
         await database.probe.stop()
-        # The same, in less time than platforms are given.
-        probe = Probe("orders", database.engine, timeout=0.2)
+        monkeypatch.setattr("dbkit.health.TIMEOUT", 0.2)
+        probe = Probe("orders", database.engine)
         await probe.ask()
         async with database.engine.connect() as connection:
             backends = await connection.scalars(

@@ -24,25 +24,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ALIVE = select(1)
+INTERVAL = 2.0
+"""Seconds between two questions."""
+TIMEOUT = 2.0
+"""Seconds that the server has to answer."""
 
 
 class Probe:
     """Whether one server answers, asked in the background on a connection of its own.
 
     A pool with no free connection is busy, not down: the probe never waits for the pool,
-    and a route that reads `is_up` never waits for the server. Seconds in `interval` and
-    `timeout`. `question` is what it asks, for one value.
+    and a route that reads `is_up` never waits for the server. `question` is what it asks, for
+    one value.
     """
 
-    def __init__(
-        self,
-        name: str,
-        engine: AsyncEngine,
-        *,
-        question: Executable = ALIVE,
-        interval: float = 2,
-        timeout: float = 2,
-    ) -> None:
+    def __init__(self, name: str, engine: AsyncEngine, *, question: Executable = ALIVE) -> None:
         self.is_up = False
         self.has_been_up = False
         self.limits: Limits | None = None
@@ -58,18 +54,16 @@ class Probe:
         self._question = question
         self._name = name
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._interval = interval
-        self._timeout = timeout
         self._connection: AsyncConnection | None = None
         self._task: asyncio.Task[None] | None = None
         self._down_since: float | None = None
 
     async def start(self, answered: Callable[[], None]) -> None:
-        """Ask once, and from then on every `interval` seconds; tell who waits for an answer."""
+        """Ask once, and from then on every `INTERVAL` seconds; tell who waits for an answer."""
         await self.ask()
         if self._connection is not None:
             try:
-                async with asyncio.timeout(self._timeout):
+                async with asyncio.timeout(TIMEOUT):
                     self.limits = await read_limits(self._connection)
             except Exception:  # noqa: BLE001 -- it is asked again for what matters.
                 await self._hang_up()
@@ -100,12 +94,12 @@ class Probe:
         if self._down_since is None:
             self._down_since = time.monotonic()
             why = str(error).removeprefix(f"{self._name}: ").partition("\n")[0]
-            logger.error("%s: down: %s", self._name, why or f"no answer in {self._timeout:g} s")
+            logger.error("%s: down: %s", self._name, why or f"no answer in {TIMEOUT:g} s")
 
     async def _try(self) -> Exception | None:
         """Ask once, and return what went wrong."""
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(TIMEOUT):
                 if self._connection is None:
                     self._connection = await self._engine.connect()
                 self.answer = await self._connection.scalar(self._question)
@@ -121,7 +115,7 @@ class Probe:
 
     async def _keep_asking(self, answered: Callable[[], None]) -> None:
         while True:
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(INTERVAL)
             await self.ask()
             if self.is_up:
                 answered()
@@ -130,7 +124,7 @@ class Probe:
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(Exception):
-                async with asyncio.timeout(self._timeout):
+                async with asyncio.timeout(TIMEOUT):
                     await connection.invalidate()
                     await connection.close()
 
