@@ -223,10 +223,10 @@ class Database:
         """Begin a transaction: commit on success, roll back on an error."""
         if self.replica_of is not None:
             raise ReadOnly(self.name, "begin a session", self.replica_of.name)
-        with commit_guard() as guard:
+        with commit_guard() as begin_commit:
             async with self._open.sessions.begin() as session:
                 yield session
-                guard.begin()
+                begin_commit()
         if self.replicas:
             await note_commit(self)
 
@@ -247,8 +247,8 @@ class Database:
         if self.replica_of is not None:
             raise ReadOnly(self.name, "execute what may write", self.replica_of.name)
         engine = self.engine.sync_engine
-        with commit_guard() as guard:
-            result = await greenlet_spawn(run_alone, engine, statement, params, guard.begin)
+        with commit_guard() as begin_commit:
+            result = await greenlet_spawn(run_alone, engine, statement, params, begin_commit)
         if self.replicas:
             await note_commit(self)
         return result

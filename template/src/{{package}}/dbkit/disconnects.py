@@ -4,7 +4,7 @@ Without this, a service that was slow for a moment first works off what nobody w
 """
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -125,30 +125,23 @@ class WatchedRequest:
         self._commits_ended.set()
 
 
-class CommitGuard:
-    """Says when a commit begins; it ends with the guard."""
-
-    def __init__(self, request: WatchedRequest | None) -> None:
-        self._request = request
-        self._begun = False
-
-    def begin(self) -> None:
-        """From here on, the client's leaving cancels nothing."""
-        if self._request is not None:
-            self._request.commits += 1
-            self._begun = True
-
-    def end(self) -> None:
-        """From here on, it does again."""
-        if self._request is not None and self._begun:
-            self._request.end_commit()
-
-
 @contextmanager
-def commit_guard() -> Generator[CommitGuard]:
-    """Keep the commit of the current request, if there is one, from being cancelled."""
-    guard = CommitGuard(_request.get())
+def commit_guard() -> Generator[Callable[[], None]]:
+    """Yield what to call when a commit begins.
+
+    From then on until exit, the leaving client of the current request, if there is one, cancels
+    nothing.
+    """
+    request, begun = _request.get(), False
+
+    def begin() -> None:
+        nonlocal begun
+        if request is not None:
+            request.commits += 1
+            begun = True
+
     try:
-        yield guard
+        yield begin
     finally:
-        guard.end()
+        if request is not None and begun:
+            request.end_commit()
