@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from collector import collecting
 from rendering import Renderer
 from running import copy_of, manage, running, wait_until
 
@@ -51,7 +52,7 @@ def line_of(text: str) -> str:
     return f"src/my_service/faults.py:{number}"
 
 
-def test_each_fault_is_named_in_the_log_in_the_503_and_by_the_command(
+def test_each_fault_is_named_in_the_log_in_the_503_and_by_the_command_and_is_counted(
     render: Renderer, tmp_path: Path
 ) -> None:
     folder = copy_of(render(), tmp_path)
@@ -66,7 +67,16 @@ def test_each_fault_is_named_in_the_log_in_the_503_and_by_the_command(
         "DATABASE_LEAK_AFTER": "2",
         "POOLS_TOKEN": TOKEN,
     }
-    with running(folder, **settings) as service, ThreadPoolExecutor() as threads:
+    export = {
+        "FASTAPI_OTEL_AUTO_CONFIGURE": "true",
+        "OTEL_METRIC_EXPORT_INTERVAL": "500",
+        "OTEL_BSP_SCHEDULE_DELAY": "500",
+    }
+    with (
+        collecting() as collector,
+        running(folder, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **export, **settings) as service,
+        ThreadPoolExecutor() as threads,
+    ):
         service.client.headers["Authorization"] = f"Bearer {TOKEN}"
         service.client.get("/faults/forget/7").raise_for_status()
         slow = threads.submit(service.client.get, "/faults/sleep")
@@ -87,8 +97,20 @@ def test_each_fault_is_named_in_the_log_in_the_503_and_by_the_command(
         wait_until(lambda: "the event loop goes on" in service.log, "said what blocked")
         wait_until(lambda: "returned its connection" in service.log, "said what came back")
         said = service.log.splitlines()
+        for name in (
+            "dbkit.pool.leaks",
+            "dbkit.event_loop.blocks",
+            "db.client.connection.timeouts",
+        ):
+            wait_until(lambda name=name: collector.total(name) > 0, f"{name} is exported")
         show = "pools", "show", "--url", str(service.client.base_url)
         shown = manage(folder, *show, variables={"POOLS_TOKEN": TOKEN})
+
+    # FastAPI's own telemetry, which has set up the exporter, and the kit's beside it.
+    metrics, spans = collector.metrics(), collector.received["/v1/traces"]
+    assert metrics["fastapi", "http.server.request.duration"].histogram.data_points
+    assert metrics["dbkit", "db.client.connection.use_time"].histogram.data_points[0].count > 0
+    assert b"http.route" in spans
 
     def line_with(words: str) -> str:
         return next(each for each in said if words in each)

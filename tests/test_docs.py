@@ -51,6 +51,8 @@ RUN_BY = {
         "test_a_service_is_right_behind_the_pgbouncer_of_the_manifests",
     ),
     "docker compose up": ("tests/test_deployment.py", "test_steps_of_the_container"),
+    'uv add "fastapi[opentelemetry]"': ("pyproject.toml", '"fastapi[opentelemetry]'),
+    "export FASTAPI_OTEL_AUTO_CONFIGURE=true": ("tests/test_diagnosing.py", '"FASTAPI_OTEL_AUTO'),
     "kubectl": ("tests/test_deployment.py", "test_manifests_are_kubernetes"),
 }
 
