@@ -140,6 +140,7 @@ def test_all_else_passes(outcomes: dict[str, str]) -> None:
             "primary: an engine of the test's own was still connected to its database",
             None,
         ),
+        ("another_loop", "pytest-asyncio: set asyncio_default_fixture_loop_scope", None),
         ("a_use_outside", "have it ask for the fixture `databases` or `client`", None),
     ],
 )

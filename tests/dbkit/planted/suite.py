@@ -374,6 +374,10 @@ async def test_a_connection_on_its_way_out_is_no_fault(databases: Any) -> None:
     asyncio.get_running_loop().call_later(0.1, driver.terminate)
 
 
+def test_plants_another_loop(databases: Any) -> None:
+    asyncio.run(count(primary, Item))
+
+
 async def test_plants_a_use_outside(running_app: Any) -> None:
     await count(primary, Item)
 

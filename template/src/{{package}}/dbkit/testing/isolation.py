@@ -53,7 +53,8 @@ class Isolation:
                 yield faults
             finally:
                 faults += await self._leaks()
-                left = None if faults else await sandbox.end(opened.engine)
+                with self.watch.by_fixture():
+                    left = None if faults else await sandbox.end(opened.engine)
                 if left:
                     faults.append(left)
                 if faults:
@@ -174,8 +175,12 @@ class Isolation:
             await asyncio.sleep(0.005)
 
     def _unfinished(self) -> set[asyncio.Task[Any]]:
-        tasks = asyncio.all_tasks() & set(self.watch.users)
-        return tasks - self._before - {asyncio.current_task()}  # pyright: ignore[reportReturnType] -- no None among them
+        current = asyncio.current_task()
+        return {
+            task
+            for task in self.watch.users
+            if not task.done() and task is not current and task not in self._before
+        }
 
 
 def follow_primary(replica: Database, *, here: bool = False) -> AbstractContextManager[None]:

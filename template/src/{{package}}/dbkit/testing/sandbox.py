@@ -6,12 +6,15 @@ told otherwise: BEGIN takes a savepoint, COMMIT releases it, ROLLBACK goes back 
 
 import re
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import Pool
+from sqlalchemy.util import greenlet_spawn
 
 from .. import mysql
 from ..engine import begin_sqlite
@@ -76,27 +79,27 @@ class Sandbox:
         """Roll back; return what went wrong."""
         if self._begun is None:
             return None
-        async with engine.connect() as connection:
-            return await connection.run_sync(
-                lambda sync: self._end(sync.connection.dbapi_connection)
-            )
+        # Past the engine: half the time of `engine.connect()` and `run_sync()`.
+        return await greenlet_spawn(self._end, engine.sync_engine.pool)
 
     def forget(self) -> None:
         """Begin anew, with a connection that has nothing of the one before."""
         self._begun = None
         self._committed = self._in_savepoint = False
 
-    def _end(self, connection: Any) -> str | None:
-        lost = connection is not self._begun
-        self.forget()
-        if lost:
+    def _end(self, pool: Pool) -> str | None:
+        with closing(pool.connect()) as proxy:
+            connection: Any = proxy.dbapi_connection
+            lost = connection is not self._begun
+            self.forget()
+            if lost:
+                return None
+            try:
+                run(connection, "ROLLBACK TO SAVEPOINT sandbox")
+            except Exception:  # noqa: BLE001 -- drivers raise what they like
+                return LEFT.format(name=self.name)
+            self._roll_back(connection)
             return None
-        try:
-            run(connection, "ROLLBACK TO SAVEPOINT sandbox")
-        except Exception:  # noqa: BLE001 -- drivers raise what they like
-            return LEFT.format(name=self.name)
-        self._roll_back(connection)
-        return None
 
     # The dialect
 

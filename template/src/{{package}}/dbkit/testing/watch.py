@@ -119,7 +119,9 @@ class Watch:
             self.records.remove(record)
 
     def _checked_out(self, _connection: Any, entry: ConnectionPoolEntry, _proxy: Any) -> None:
-        checkout = Checkout(asyncio.current_task(), calling_lines(), _by_fixture.get())
+        by_fixture = _by_fixture.get()
+        lines = () if by_fixture else calling_lines()
+        checkout = Checkout(asyncio.current_task(), lines, by_fixture)
         self.held[entry] = checkout
         for record in self.records:
             if not checkout.by_fixture:
