@@ -5,9 +5,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
-from rendering import Renderer
+from rendering import ROOT, Renderer
 from running import copy_of, is_alive, run, running, wait_until, write_and_read
 
 UV = Path(sys.executable).with_name("uv")
@@ -66,6 +67,22 @@ def test_owner_installs_tests_and_runs_it(
         assert process.stop() == 0, process.log
     for server in servers:
         wait_until(lambda server=server: not is_alive(server), "the embedded server has stopped")
+
+
+def test_pytest_asyncio_does_as_well_once_it_is_set_as_documented(
+    render: Renderer, tmp_path: Path
+) -> None:
+    databases = [{"name": "primary", "engine": "sqlite"}]
+    folder = copy_of(render(databases=databases, ci="none"), tmp_path)
+    documented = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
+    settings = dedent(documented.partition("  ```toml\n")[2].partition("  ```\n")[0])
+    assert "asyncio_mode" in settings
+    pyproject = folder / "pyproject.toml"
+    pyproject.write_text(pyproject.read_text().replace('anyio_mode = "auto"\n', settings))
+
+    done = run(folder, UV, "run", "--with", "pytest-asyncio", "pytest", "-q", variables=OWN)
+
+    assert done.returncode == 0, done.stdout
 
 
 def test_production_needs_neither_the_tools_nor_an_embedded_server(
