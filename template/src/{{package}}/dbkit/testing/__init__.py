@@ -8,7 +8,7 @@ pool; `@pytest.mark.committed("analytics")` only that one.
 
 import asyncio
 import warnings
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -18,7 +18,7 @@ from contextlib import (
     contextmanager,
 )
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 from anyio.from_thread import BlockingPortal
@@ -43,8 +43,6 @@ DatabaseDown = Callable[[str], AbstractAsyncContextManager[None]]
 """Has a database refuse connections until exit."""
 SlowDatabase = Callable[[str, float], AbstractContextManager[None]]
 """Has each statement take so many seconds longer until exit."""
-
-Known = TypeVar("Known")
 
 MARKER = (
     "committed(*databases): real commits, in copies of these databases (of all) for this test alone"
@@ -164,14 +162,14 @@ def isolation_of(isolations: dict[str, Isolation], name: str) -> Isolation:
             primary = each.database.name
             said = f"in tests, {name} reads by the connections of {primary}: name {primary} instead"
             pytest.fail(said, pytrace=False)
-    return database_of(isolations, name)
+    must_be_among(isolations, name)
+    return isolations[name]
 
 
-def database_of(known: Mapping[str, Known], name: str) -> Known:
-    """Find what is known of a database; fail the test if there is none of that name."""
-    if name not in known:
-        pytest.fail(f"no database {name}; there is {', '.join(known)}", pytrace=False)
-    return known[name]
+def must_be_among(names: Iterable[str], name: str) -> None:
+    """Fail the test if there is no database of that name."""
+    if name not in names:
+        pytest.fail(f"no database {name}; there is {', '.join(names)}", pytrace=False)
 
 
 class Isolated(Protocol):
@@ -343,7 +341,12 @@ def database_down(databases: Databases) -> DatabaseDown:
 
     As in `async with database_down("primary"): ...`.
     """
-    return lambda database: faults.down(database_of(databases, database))
+
+    def down(database: str) -> AbstractAsyncContextManager[None]:
+        must_be_among(databases, database)
+        return faults.down(databases[database])
+
+    return down
 
 
 @pytest.fixture
