@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -63,8 +64,11 @@ SCENARIOS = {
 LOADS = [(name, 32) for name in SCENARIOS] + [("read", 1), ("read", 256)]
 STEPS = {"read": "/items/{id}", "object": "/object/{id}", "session": "/session/{id}"}
 STEPS["driver"] = "/driver/{id}"
+PROFILED = ("rendered", "fastapi_asyncpg", "naive")
 POOL_SIZES = (1, 4, 10, 32)
 NUMBERS_OF_DATABASES = (1, 4, 16)
+RELEASES = tomllib.loads((REPOSITORY / "releases.toml").read_text())["release"]
+AUTHOR = ("-c", "user.name=Benchmark", "-c", "user.email=benchmark@example.com")
 
 SCHEMA = """
     CREATE TABLE items (
@@ -87,6 +91,18 @@ def cores() -> tuple[str, str]:
     return (str(usable[0]), str(usable[1])) if len(usable) > 1 else ("-", "-")
 
 
+def environment(urls: dict[str, str], folder: Path) -> dict[str, str]:
+    """Return the variables of a service."""
+    return {
+        "PRIMARY_URL": urls["primary"],
+        "ANALYTICS_URL": urls["analytics"],
+        "DATABASE_URL": urls["primary"],
+        "ANALYTICS_DATABASE_URL": urls["analytics"],
+        "BENCHMARK_PACKAGE": PACKAGE,
+        "PYTHONPATH": os.pathsep.join([str(folder / "src"), str(REPOSITORY)]),
+    }
+
+
 class Service:
     """A service that runs; `started` is how long it took to its first answer, in seconds."""
 
@@ -98,14 +114,6 @@ class Service:
         module = "rendered" if logs else contender
         app = module if ":" in module else f"benchmarks.throughput.contenders.{module}:app"
         pin = ["taskset", "-c", cores()[0]] if cores()[0] != "-" else []
-        variables = {
-            "PRIMARY_URL": urls["primary"],
-            "ANALYTICS_URL": urls["analytics"],
-            "DATABASE_URL": urls["primary"],
-            "ANALYTICS_DATABASE_URL": urls["analytics"],
-            "BENCHMARK_PACKAGE": PACKAGE,
-            "PYTHONPATH": os.pathsep.join([str(folder / "src"), str(REPOSITORY)]),
-        }
         began = time.perf_counter()
         self.process = subprocess.Popen(  # noqa: S603 -- our own
             [
@@ -114,7 +122,7 @@ class Service:
                 *(() if logs else ("--no-access-log",)),
             ],
             cwd=folder,
-            env=os.environ | variables | extra,
+            env=os.environ | environment(urls, folder) | extra,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -176,18 +184,25 @@ def running(contender: str, urls: dict[str, str], folder: Path, **extra: str) ->
         service.stop()
 
 
-def render(target: Path, databases: int) -> float:
+def render(target: Path, databases: int, ref: str = "HEAD") -> float:
     """Render a service of so many databases; return the seconds that it took."""
     names = [*DATABASES, *(f"extra{number}" for number in range(2, databases))][:databases]
     listed = [{"name": name, "engine": "postgresql"} for name in names]
+    name, data = f"project_name={PACKAGE}", f"databases={json.dumps(listed)}"
+    return copier("copy", "--vcs-ref", ref, "--data", name, "--data", data, REPOSITORY, target)
+
+
+def update(folder: Path) -> float:
+    """Update a service that was committed; return the seconds that it took."""
+    return copier("update", "--vcs-ref", "HEAD", folder)
+
+
+def copier(*arguments: str | Path) -> float:
+    """Run Copier; return the seconds that it took."""
+    program, command, *others = Path(sys.executable).with_name("copier"), *arguments
     began = time.perf_counter()
     subprocess.run(  # noqa: S603 -- our own
-        [
-            *(Path(sys.executable).with_name("copier"), "copy", "--quiet", "--defaults"),
-            *("--vcs-ref", "HEAD", "--data", f"project_name={PACKAGE}"),
-            *("--data", f"databases={json.dumps(listed)}", REPOSITORY, target),
-        ],
-        check=True,
+        [program, command, "--quiet", "--defaults", *others], check=True
     )
     return time.perf_counter() - began
 
@@ -281,11 +296,26 @@ def measure(contenders: list[str], rounds: int, seconds: float) -> dict[str, Any
                     note("pool sizes", str(size), found)
             print(f"round {number + 1} of {rounds}", flush=True)
         trips = {each: asyncio.run(round_trips(each, urls, folder)) for each in contenders}
+        profiles = {each: profile(each, urls, folder) for each in PROFILED}
         growth = {n: grow(Path(directory), urls, n, min(rounds, 3)) for n in NUMBERS_OF_DATABASES}
     return {
         name: {what: summary(rounds_) for what, rounds_ in each.items()}
         for name, each in figures.items()
-    } | {"round trips": trips, "growth": growth}
+    } | {"round trips": trips, "profiles": profiles, "growth": growth}
+
+
+def profile(contender: str, urls: dict[str, str], folder: Path) -> dict[str, float]:
+    """Count the calls of each layer for one request."""
+    done = subprocess.run(  # noqa: S603 -- our own
+        [sys.executable, "-m", "benchmarks.throughput.profile", contender],
+        cwd=REPOSITORY,
+        env=os.environ | environment(urls, folder),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    calls: dict[str, float] = json.loads(done.stdout)
+    return calls
 
 
 def grow(directory: Path, urls: dict[str, str], databases: int, rounds: int) -> Figures:
@@ -298,7 +328,11 @@ def grow(directory: Path, urls: dict[str, str], databases: int, rounds: int) -> 
     for _ in range(rounds):
         with running(f"{PACKAGE}.main:app", urls, folder, **extra) as service:
             found.append({"start": service.started, "MiB": service.memory()})
-    return summary(found) | {"render": rendered}
+    earlier = directory / f"earlier_of_{databases}"
+    render(earlier, databases, RELEASES[0]["commit"])
+    for command in (("init", "-q"), ("add", "-A"), (*AUTHOR, "commit", "-qm", "first")):
+        subprocess.run(["git", "-C", earlier, *command], check=True)  # noqa: S603, S607 -- our own
+    return summary(found) | {"render": rendered, "update": update(earlier)}
 
 
 def main() -> None:

@@ -102,7 +102,9 @@ def tables(results: dict[str, Any]) -> str:
                 ),
             ]
         ),
-        "How it grows.",
+        "Where the work goes: calls of Python and C for one row by key, counted.",
+        table(profile_rows(results["profiles"])),
+        "How it grows; the update is one from the first release.",
         table(
             [
                 ["pool size, 32 clients", "requests per second", "p99, ms"],
@@ -114,15 +116,34 @@ def tables(results: dict[str, Any]) -> str:
         ),
         table(
             [
-                ["databases", "start, s", "MiB", "rendering, s"],
+                ["databases", "start, s", "MiB", "rendering, s", "update, s"],
                 *(
-                    [n, f"{each['start']:.2f}", f"{each['MiB']:.0f}", f"{each['render']:.1f}"]
+                    [
+                        n,
+                        f"{each['start']:.2f}",
+                        f"{each['MiB']:.0f}",
+                        f"{each['render']:.1f}",
+                        f"{each['update']:.1f}",
+                    ]
                     for n, each in results["growth"].items()
                 ),
             ]
         ),
     ]
     return "\n\n".join(parts)
+
+
+def profile_rows(profiles: dict[str, dict[str, float]]) -> list[list[str]]:
+    """Write the calls of each layer, a column for each service."""
+    layers = list(dict.fromkeys(layer for each in profiles.values() for layer in each))
+    return [
+        ["", *(CONTENDERS[each] for each in profiles)],
+        *(
+            [layer, *(f"{each.get(layer, 0):.0f}" for each in profiles.values())]
+            for layer in layers
+        ),
+        ["all", *(f"{sum(each.values()):,.0f}" for each in profiles.values())],
+    ]
 
 
 def latency(each: dict[str, float]) -> str:

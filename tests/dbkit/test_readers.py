@@ -7,6 +7,7 @@ from typing import Annotated, assert_type
 
 import pytest
 from dbkit import Database, Databases, Reader, ReadOnly, install, reader_from
+from dbkit.readers import is_plain
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 from sqlalchemy import (
@@ -22,7 +23,14 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, joinedload, mapped_column, relationship
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    aliased,
+    joinedload,
+    mapped_column,
+    relationship,
+)
 from sqlalchemy.orm.exc import DetachedInstanceError
 from sqlalchemy.schema import CreateTable
 
@@ -90,6 +98,7 @@ async def test_a_read_is_typed(database: Database) -> None:
         select(Item.id, Item.name).order_by(Item.id),
         select(Item.id, Item.id.label("again")).order_by(Item.id),
         select(Item.__table__.c.label).order_by(Item.__table__.c.id),
+        select(Item.__table__).order_by(Item.__table__.c.id),
         select(Item.name).union(select(Item.name)),
         text("SELECT id, label FROM items ORDER BY id"),
     ],
@@ -99,6 +108,13 @@ async def test_a_row_is_that_of_a_session(database: Database, statement: Executa
         expected = (await session.execute(statement)).mappings().all()
 
     assert (await database.reader.execute(statement)).mappings().all() == expected
+
+
+def test_only_classes_need_an_orm_session() -> None:
+    assert is_plain(select(Item.__table__, Item.id))
+    assert not is_plain(select(Item))
+    assert not is_plain(select(aliased(Item)))
+    assert not is_plain(select(Item.name))  # Its column is called label.
 
 
 async def test_parameters_are_given_beside_the_statement(database: Database) -> None:

@@ -10,13 +10,14 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from pydantic import BaseModel
 from sqlalchemy import Executable, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from .budget import Limits, read_limits
+from .routing import KitRouter
 
 if TYPE_CHECKING:
     from .databases import Databases
@@ -179,9 +180,9 @@ class Readiness(BaseModel):
     databases: Mapping[str, DatabaseHealth]
 
 
-def health_router(databases: "Databases") -> APIRouter:
+def health_router(databases: "Databases") -> KitRouter:
     """Serve the three health routes; none of them waits for a database."""
-    router = APIRouter(tags=["health"])
+    router = KitRouter(tags=["health"])
 
     def report(status: Literal["ready", "not ready", "stopping"]) -> Readiness:
         return Readiness(

@@ -4,18 +4,19 @@ from collections.abc import Iterable
 from hmac import compare_digest
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import HTTPException, Request, Response
 
 from .metrics import METRICS, POOL, TIMES, readings
+from .routing import KitRouter
 from .usage import BUCKETS
 
 if TYPE_CHECKING:
     from .databases import Databases
 
 
-def metrics_router(databases: "Databases") -> APIRouter:
+def metrics_router(databases: "Databases") -> KitRouter:
     """Serve `/metrics` for Prometheus, to who has `METRICS_TOKEN`."""
-    router = APIRouter(include_in_schema=False)
+    router = KitRouter(include_in_schema=False)
 
     @router.get("/metrics")
     async def metrics_(request: Request) -> Response:

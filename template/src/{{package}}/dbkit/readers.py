@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
 
-from sqlalchemy import Engine, Executable, Result, ScalarResult, TextClause
+from sqlalchemy import Engine, Executable, Result, ScalarResult, TableClause, TextClause
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncResult, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.interfaces import ORMOption
@@ -169,19 +169,21 @@ def run_alone(
 def is_plain(statement: Any) -> bool:
     """Whether a statement gives the same rows with and without an ORM session.
 
-    That is one which returns columns, each of which is named in its table as in its class.
+    That is one which returns tables, and columns each of which is named in its table as in its
+    class.
     """
     if statement.is_dml:
-        columns = statement._returning  # noqa: SLF001 -- told nowhere else
+        returned = statement._returning  # noqa: SLF001 -- told nowhere else
     elif statement.__visit_name__ == "select":
-        columns = statement._raw_columns  # noqa: SLF001 -- told nowhere else
+        returned = statement._raw_columns  # noqa: SLF001 -- told nowhere else
     else:
         return False
-    return not statement._with_options and all(  # noqa: SLF001 -- told nowhere else
-        isinstance(column, ColumnElement) and not is_renamed(column) for column in columns
-    )
+    return not statement._with_options and all(is_core(each) for each in returned)  # noqa: SLF001 -- told nowhere else
 
 
-def is_renamed(column: Any) -> bool:
-    """Whether a column has another name in its class, hence in an ORM session's rows."""
-    return column._annotations.get("proxy_key", column.key) != column.key  # noqa: SLF001 -- told nowhere else
+def is_core(returned: Any) -> bool:
+    """Whether a table is no class's, and a column has the name that it has in its class."""
+    annotations = returned._annotations  # noqa: SLF001 -- told nowhere else
+    if isinstance(returned, ColumnElement):
+        return annotations.get("proxy_key", returned.key) == returned.key
+    return isinstance(returned, TableClause) and "parententity" not in annotations
