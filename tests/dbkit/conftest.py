@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
@@ -15,7 +15,9 @@ KIT = Path(__file__).parents[2] / "template" / "src" / "{{package}}"
 if str(KIT) not in sys.path:
     sys.path.insert(0, str(KIT))
 
+from dbkit import Database  # noqa: E402
 from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres  # noqa: E402
+from shop import fill  # noqa: E402
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- where Linux has a tmpfs; the folder in it is 0700
 
@@ -40,6 +42,18 @@ def postgres(fast_directory: Path) -> Iterator[EmbeddedPostgres]:
     """Run a server, one for each worker."""
     with EmbeddedPostgres(fast_directory / "postgres", settings=TEST_SETTINGS) as server:
         yield server
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Database]:
+    """Open the database of `shop.py`: on PostgreSQL, and on SQLite."""
+    url = f"sqlite:///{tmp_path / 'shop.sqlite3'}"
+    if request.param == "postgresql":
+        found: URL = request.getfixturevalue("database_url")
+        url = found.render_as_string(hide_password=False)
+    async with Database("shop", request.param, url=url).open() as database:
+        await fill(database)
+        yield database
 
 
 @pytest.fixture

@@ -330,7 +330,6 @@ def test_dbshell_reads_sql_from_its_input(service: Service, database: str) -> No
     assert "42" in done.out
 
 
-@pytest.mark.xdist_group("mariadb")
 def test_dbshell_reads_sql_from_its_input_on_mariadb(render: Renderer, mariadb: MariaDB) -> None:
     shell = find_program("mariadb", "mariadb-client-core")
     service = Service(render(databases=[{"name": "primary", "engine": "mysql"}]).path)

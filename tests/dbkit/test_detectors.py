@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import httpx
@@ -14,18 +14,13 @@ from dbkit import Database, Databases, DatabaseSettings, PoolTimeout, install, s
 from dbkit.detectors import IDLE_HOLD, QUIET, Detectors
 from dbkit.watchdog import Watchdog
 from fastapi import FastAPI
+from marked import line_marked
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from waiting import until
 
 pytestmark = pytest.mark.anyio
-
-
-def line_of(comment: str) -> str:
-    """Name the line of this file that bears a comment."""
-    lines = Path(__file__).read_text().splitlines()
-    (number,) = (at for at, line in enumerate(lines, 1) if line.endswith(f"# {comment}"))
-    return f"tests/dbkit/test_detectors.py:{number}"
+line_of = partial(line_marked, __file__)
 
 
 @asynccontextmanager

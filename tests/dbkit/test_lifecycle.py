@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from dbkit import Database, Databases, PoolClosed, Unreachable, engine
+from dbkit.sqlstates import sqlstate
 from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -210,30 +211,29 @@ async def test_serializable_counts_are_all_kept(counter: Database) -> None:
     assert await read(counter) == 8
 
 
-async def test_the_last_attempt_raises_what_was_in_its_way(counter: Database) -> None:
+async def attempts_at(counter: Database, statement: str, code: str, **limit: int) -> int:
+    """Count how often a transaction is begun that fails with a SQLSTATE."""
     attempts = 0
 
     async def work(session: AsyncSession) -> None:
         nonlocal attempts
         attempts += 1
-        await session.execute(text("do $$ begin raise sqlstate '40P01'; end $$"))
+        await session.execute(text(statement))
 
-    with pytest.raises(DBAPIError, match="40P01"):
-        await counter.run_transaction(work, attempts=3)
-    assert attempts == 3
+    with pytest.raises(DBAPIError) as failed:
+        await counter.run_transaction(work, **limit)
+    assert sqlstate(failed.value) == code
+    return attempts
+
+
+async def test_the_last_attempt_raises_what_was_in_its_way(counter: Database) -> None:
+    deadlock = "do $$ begin raise sqlstate '40P01'; end $$"
+
+    assert await attempts_at(counter, deadlock, "40P01", attempts=3) == 3
 
 
 async def test_other_errors_are_not_tried_again(counter: Database) -> None:
-    attempts = 0
-
-    async def work(session: AsyncSession) -> None:
-        nonlocal attempts
-        attempts += 1
-        await session.execute(text("select 1 / 0"))
-
-    with pytest.raises(DBAPIError, match="division by zero"):
-        await counter.run_transaction(work)
-    assert attempts == 1
+    assert await attempts_at(counter, "select 1 / 0", "22012") == 1
 
 
 async def test_there_is_no_second_attempt_once_commit_was_sent(counter: Database) -> None:
@@ -250,16 +250,8 @@ async def test_there_is_no_second_attempt_once_commit_was_sent(counter: Database
             deferrable initially deferred for each row execute function refuse()
         """)
         )
-    attempts = 0
 
-    async def work(session: AsyncSession) -> None:
-        nonlocal attempts
-        attempts += 1
-        await session.execute(text("update counter set n = n + 1"))
-
-    with pytest.raises(DBAPIError, match="40001"):
-        await counter.run_transaction(work)
-    assert attempts == 1
+    assert await attempts_at(counter, "update counter set n = n + 1", "40001") == 1
 
 
 async def test_no_attempt_at_all_is_refused(counter: Database) -> None:

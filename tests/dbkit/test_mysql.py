@@ -18,7 +18,7 @@ from sqlalchemy import MetaData, make_url, text
 from sqlalchemy.exc import DataError, DBAPIError, InvalidRequestError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("mariadb")]
+pytestmark = pytest.mark.anyio
 
 SCHEMA = """
 CREATE TABLE parents (
@@ -275,54 +275,49 @@ async def test_times_keep_their_moment_and_need_a_zone(url: str) -> None:
         assert sqlstate(caught.value) == "22000"
 
 
-async def test_a_migration_that_fails_half_way_leaves_its_first_half(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def migrated(url: str, **revisions: tuple[str, ...]) -> Database:
+    """Declare a database with migrations, in this folder: the statements of each, by revision."""
+
     class Base(DeclarativeBase):
         pass
 
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "migrations" / "primary"
+    folder = Path("migrations", "primary")
     folder.mkdir(parents=True)
-    for revision, after, second in (("0001", None, "SELECT 1"), ("0002", "0001", "SELECT nothing")):
+    after: str | None = None
+    for revision, statements in revisions.items():
         (folder / f"{revision}.py").write_text(
             f'"""{revision}."""\nfrom alembic import op\nrevision = "{revision}"\n'
             f"down_revision = {after!r}\n\n\ndef upgrade():\n"
-            f'    op.execute("CREATE TABLE t{revision} (id int)")\n    op.execute("{second}")\n'
+            + "".join(f"    op.execute({statement!r})\n" for statement in statements)
         )
-    database = Database("primary", "mysql", url=url, base=Base)
+        after = revision
+    return Database("primary", "mysql", url=url, base=Base)
+
+
+async def test_a_migration_that_fails_half_way_leaves_its_first_half(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    broken = ("CREATE TABLE t (id int)", "SELECT nothing")
+    database = migrated(url, one=("SELECT 1",), two=broken)
 
     with pytest.raises(DBAPIError):
         await migrations.migrate(database)
 
     assert [each.applied for each in await migrations.history(database)] == [True, False]
     async with database.open():
-        await run(database, "SELECT * FROM t0002")
+        await run(database, "SELECT * FROM t")
     # Its owner did the rest by hand.
-    assert await migrations.fake(database) == "noted as 0002, and nothing was run; it was 0001"
+    assert await migrations.fake(database) == "noted as two, and nothing was run; it was one"
     assert await migrations.migrate(database) == []
 
 
 async def test_two_that_migrate_at_once_wait_for_each_other(
-    mariadb: MariaDB,
-    url: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Base(DeclarativeBase):
-        pass
-
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "migrations" / "primary"
-    folder.mkdir(parents=True)
-    (folder / "0001.py").write_text(
-        '"""One."""\nfrom alembic import op\nrevision, down_revision = "0001", None\n\n\n'
-        "def upgrade():\n"
-        '    op.execute("CREATE TABLE t (id int, CONSTRAINT pk_t PRIMARY KEY (id))")\n'
-        '    op.execute("DROP TABLE IF EXISTS nowhere")\n'
-    )
-    database = Database("primary", "mysql", url=url, base=Base)
+    table = "CREATE TABLE t (id int, CONSTRAINT pk_t PRIMARY KEY (id))"
+    database = migrated(url, one=(table, "DROP TABLE IF EXISTS nowhere"))
     waiting = text("SELECT count(*) FROM information_schema.processlist WHERE state = 'User lock'")
 
     async with Database("other", "mysql", url=url).open() as other:
@@ -335,7 +330,7 @@ async def test_two_that_migrate_at_once_wait_for_each_other(
             await session.execute(text("SELECT RELEASE_LOCK(MD5(DATABASE()))"))
         steps = await asyncio.gather(*tasks)
 
-    assert sorted(steps) == [[], ["upgraded to 0001: One."]]
+    assert sorted(steps) == [[], ["upgraded to one: one."]]
     # Not that the name of the primary key is ignored.
     assert [each.getMessage() for each in caplog.records if each.name == "asyncmy"] == [
         f"Unknown table '{database.read_settings().url.database}.nowhere'"

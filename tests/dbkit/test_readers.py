@@ -1,7 +1,6 @@
 """Readers: one round trip, nothing held, nothing written."""
 
 import asyncio
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Annotated, assert_type
 
@@ -10,10 +9,9 @@ from dbkit import Database, Databases, Reader, ReadOnly, install, reader_from
 from dbkit.readers import is_plain
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
+from shop import Item
 from sqlalchemy import (
-    URL,
     Executable,
-    ForeignKey,
     Result,
     ScalarResult,
     delete,
@@ -23,53 +21,9 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.orm import (
-    DeclarativeBase,
-    Mapped,
-    aliased,
-    joinedload,
-    mapped_column,
-    relationship,
-)
+from sqlalchemy.orm import aliased, joinedload
 from sqlalchemy.orm.exc import DetachedInstanceError
 from sqlalchemy.schema import CreateTable
-
-
-class Base(DeclarativeBase):
-    """Of the tables below."""
-
-
-class Item(Base):
-    """A row whose column is named otherwise in its table."""
-
-    __tablename__ = "items"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column("label")
-    parts: Mapped[list["Part"]] = relationship()
-
-
-class Part(Base):
-    """What an item may load, or not."""
-
-    __tablename__ = "parts"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    item_id: Mapped[int] = mapped_column(ForeignKey("items.id"))
-
-
-@pytest.fixture(params=["postgresql", "sqlite"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Database]:
-    """Open a database with two items; the first one has two parts."""
-    url = f"sqlite:///{tmp_path / 'shop.sqlite3'}"
-    if request.param == "postgresql":
-        found: URL = request.getfixturevalue("database_url")
-        url = found.render_as_string(hide_password=False)
-    async with Database("shop", request.param, url=url).open() as database:
-        async with database.session() as session:
-            await (await session.connection()).run_sync(Base.metadata.create_all)
-            session.add_all([Item(name="lamp", parts=[Part(), Part()]), Item(name="chair")])
-        yield database
 
 
 async def test_a_read_is_typed(database: Database) -> None:
@@ -217,7 +171,7 @@ async def test_reads_at_once_give_all_back_when_one_fails(database: Database) ->
     assert_type(ids, ScalarResult[int])
     assert_type(names, Result[int, str])
     assert (len(ids.all()), len(names.all())) == (2, 2)
-    reads = [reader.scalar(text("SELECT nothing")), reader.scalar(select(Item.id).limit(1))]
+    reads = [reader.scalar(text("SELECT nothing")), reader.scalar(select(func.min(Item.id)))]
     failed, found = await asyncio.gather(*reads, return_exceptions=True)
     assert isinstance(failed, Exception)
     assert found == 1

@@ -22,8 +22,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from waiting import until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("replicas")]
+pytestmark = pytest.mark.anyio
 
+MAX_LAG = 0.1
+"""Seconds: a replica that repeats nothing is soon further behind."""
 PRIMARY = "postgresql://user:s3cret@first:5432/orders"
 
 
@@ -101,6 +103,18 @@ async def caught_up(primary: Database, replica: Database) -> None:
     await until(has)
 
 
+async def left_behind(primary: Database, replica: Database) -> None:
+    """Wait until a replica that is paused is further behind than `max_lag`."""
+    await write(primary)
+    await primary.probe.ask()
+
+    async def is_behind() -> bool:
+        await replica.probe.ask()
+        return replica.probe.lag > MAX_LAG
+
+    await until(is_behind)
+
+
 # ------------------------------------------------------------------------------------ settings
 
 
@@ -176,26 +190,19 @@ async def test_a_replica_has_no_sessions(pair: Pair) -> None:
 async def test_a_replica_that_is_behind_is_not_read(
     pair: Pair, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with opened(pair, max_lag=0.001) as (primary, replica):
+    async with opened(pair, max_lag=MAX_LAG) as (primary, replica):
         await write(primary)
         await caught_up(primary, replica)
-        assert (source(replica), replica.probe.lag) == (replica, 0)
+        await until(lambda: source(replica) is replica and replica.probe.lag == 0)
 
         async with pair.paused():
-            await write(primary)
-            await primary.probe.ask()
-
-            async def is_behind() -> bool:
-                await replica.probe.ask()
-                return replica.probe.lag > 0.001
-
-            await until(is_behind)
+            await left_behind(primary, replica)
             assert (source(replica), replica.status) == (primary, "lagging")
 
         await caught_up(primary, replica)
-        assert source(replica) is replica
+        await until(lambda: source(replica) is replica)
         said = [each for each in caplog.messages if "its primary" in each]
-        # Beside a limit of 1 ms, the background may find it behind once more.
+        # On a busy machine, it may be behind once more.
         assert [re.sub(r"\d+\.\d", "N", each) for each in said][:2] == [
             "replica: N s behind its primary",
             "replica: near enough again to its primary",
@@ -206,18 +213,11 @@ async def test_a_replica_that_is_behind_is_not_read(
 async def test_a_replica_that_is_behind_is_read_if_that_is_wanted(
     pair: Pair, declared: dict[str, Any]
 ) -> None:
-    async with opened(pair, **({"max_lag": 0.001} | declared)) as (primary, replica):
+    async with opened(pair, **({"max_lag": MAX_LAG} | declared)) as (primary, replica):
         await write(primary)
         await caught_up(primary, replica)
         async with pair.paused():
-            await write(primary)
-            await primary.probe.ask()
-
-            async def is_behind() -> bool:
-                await replica.probe.ask()
-                return replica.probe.lag > 0.001
-
-            await until(is_behind)
+            await left_behind(primary, replica)
             assert source(replica) is replica
 
 

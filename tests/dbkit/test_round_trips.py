@@ -1,52 +1,18 @@
 """What is sent to the server, counted on the wire; and statements without a session."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any, assert_type
 
 import pytest
 from dbkit import Database
 from mariadb import MariaDB
 from pool_proxy import Proxy
-from sqlalchemy import URL, CursorResult, Result, String, delete, func, insert, select, text, update
+from shop import Item, fill
+from sqlalchemy import URL, CursorResult, Result, delete, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Act = Callable[[Database], Awaitable[object]]
-
-
-class Base(DeclarativeBase):
-    """Of the table below."""
-
-
-class Item(Base):
-    """A row whose column is named otherwise in its table."""
-
-    __tablename__ = "items"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column("label", String(40), unique=True)
-    quantity: Mapped[int] = mapped_column(default=0)
-
-
-async def fill(database: Database) -> None:
-    """Make the table, with two rows."""
-    async with database.session() as session:
-        await (await session.connection()).run_sync(Base.metadata.create_all)
-        session.add_all([Item(name="lamp"), Item(name="chair")])
-
-
-@pytest.fixture(params=["postgresql", "sqlite"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Database]:
-    """Open a database with two items."""
-    url = f"sqlite:///{tmp_path / 'shop.sqlite3'}"
-    if request.param == "postgresql":
-        found: URL = request.getfixturevalue("database_url")
-        url = found.render_as_string(hide_password=False)
-    async with Database("shop", request.param, url=url).open() as database:
-        await fill(database)
-        yield database
 
 
 async def read_by_key(database: Database) -> None:
@@ -112,7 +78,6 @@ async def test_round_trips(database_url: URL, act: Act, expected: int) -> None:
             assert proxy.round_trips - before == expected
 
 
-@pytest.mark.xdist_group("mariadb")
 @pytest.mark.parametrize(
     ("act", "before", "expected"),
     [
@@ -188,7 +153,7 @@ async def test_a_transaction_left_open_in_the_driver_goes_with_its_connection(
     async with Database("shop", "postgresql", url=url, pool_size=1).open() as database:
         await fill(database)
         async with database.driver_connection() as connection:
-            await connection.execute("BEGIN; DELETE FROM items")
+            await connection.execute("BEGIN; DELETE FROM items WHERE id = 2")
 
         assert await read_count(database) == 2
         assert await database.reader.scalar(text("SELECT pg_current_xact_id_if_assigned()")) is None

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -13,10 +14,12 @@ from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres, find_binaries
 from dbkit.testing.folder import run_parent
 from dbkit.testing.homes import start_server
 from debian import find_program
+from marked import line_marked
 from rendering import Renderer
 from running import copy_of, manage, run, wait_until
 
 SUITE = Path(__file__).parent / "planted" / "suite.py"
+line_of = partial(line_marked, SUITE, shown="tests/suite.py")
 DATABASES = [
     {"name": "primary", "engine": "postgresql"},
     {"name": "audit", "engine": "sqlite"},
@@ -28,8 +31,6 @@ async def test_killed(client):
     await client.post("/items", json={"name": "lamp"})
     os.kill(os.getpid(), signal.SIGKILL)
 """
-
-pytestmark = pytest.mark.xdist_group("testing")
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +64,6 @@ def outcomes(service: Path) -> dict[str, str]:
                 f"{each.attrib['message']}\n{each.text}" for each in case.findall(kind)
             )
     return found
-
-
-def line_of(comment: str) -> str:
-    """Name the line of the suite that bears a comment, as messages do."""
-    lines = SUITE.read_text().splitlines()
-    (number,) = (at for at, line in enumerate(lines, 1) if line.endswith(f"# {comment}"))
-    return f"tests/suite.py:{number}"
 
 
 def test_all_else_passes(outcomes: dict[str, str]) -> None:

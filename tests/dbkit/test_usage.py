@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import httpx
@@ -13,11 +13,13 @@ from dbkit import Database, Databases, DatabaseSettings, install, session_from, 
 from dbkit.lines import waiting_lines
 from dbkit.pool import FairPool
 from fastapi import APIRouter, Depends, FastAPI
+from marked import line_marked
 from sqlalchemy import URL, Connection, event, exc, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from waiting import until
 
 pytestmark = pytest.mark.anyio
+line_of = partial(line_marked, __file__)
 
 
 @dataclass
@@ -50,13 +52,6 @@ class Service:
         finally:
             self.hold.set()
             await sent
-
-
-def line_of(comment: str) -> str:
-    """Name the line of this file that bears a comment."""
-    lines = Path(__file__).read_text().splitlines()
-    (number,) = (at for at, line in enumerate(lines, 1) if line.endswith(f"# {comment}"))
-    return f"tests/dbkit/test_usage.py:{number}"
 
 
 @asynccontextmanager
