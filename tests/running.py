@@ -17,6 +17,19 @@ from rendering import Service
 PATIENCE = 90.0
 """Seconds until a thing that must happen counts as not happening; busy machines are slow."""
 
+IN_TURN = """\
+import os
+import sys
+
+from manage import cli
+
+for command in sys.argv[1:]:
+    if not os.fork():
+        cli(command.split())
+    if code := os.waitstatus_to_exitcode(os.wait()[1]):
+        sys.exit(code)
+"""
+
 
 def copy_of(service: Service, folder: Path) -> Path:
     """Copy a rendered service, which many tests share, to where one may write."""
@@ -60,6 +73,13 @@ def manage(
 ) -> subprocess.CompletedProcess[str]:
     """Run `manage.py` in a service's folder."""
     return run(folder, sys.executable, "manage.py", *arguments, variables=variables)
+
+
+def manage_in_turn(
+    folder: Path, *commands: str, variables: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run commands of `manage.py` until one fails, in forks of one: each would import all anew."""
+    return run(folder, sys.executable, "-c", IN_TURN, *commands, variables=variables)
 
 
 def wait_until(true: Callable[[], bool], what: str) -> None:

@@ -42,10 +42,7 @@ def service(
 # A variant is rendered, copied and started once: all its tests go to one worker.
 pytestmark = pytest.mark.parametrize(
     "variant",
-    [
-        pytest.param(each, id=each.name, marks=pytest.mark.xdist_group(each.name))
-        for each in VARIANTS
-    ],
+    [pytest.param(each, id=each.name) for each in VARIANTS],
     indirect=True,
     scope="module",
 )

@@ -38,8 +38,6 @@ DEPLOYED = [
     *("mysql", "every-engine"),
 ]
 
-pytestmark = pytest.mark.xdist_group("deployment")
-
 
 @pytest.fixture
 def services(render: Renderer) -> list[Service]:

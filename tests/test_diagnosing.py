@@ -3,7 +3,6 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
 from collector import collecting
 from rendering import Renderer
 from running import copy_of, manage, running, wait_until
@@ -41,8 +40,6 @@ async def sleep(session: PrimarySession) -> None:
 async def block() -> None:
     time.sleep(2)
 """
-
-pytestmark = pytest.mark.xdist_group("diagnosing")
 
 
 def line_of(text: str) -> str:

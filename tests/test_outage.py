@@ -19,8 +19,6 @@ databases:
 """
 NAMES = ["primary", "analytics", "audit", "cache"]
 
-pytestmark = pytest.mark.xdist_group("outage")
-
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, EmbeddedPostgres]]:

@@ -5,17 +5,13 @@ from pathlib import Path
 
 import pytest
 from rendering import Renderer, Service
-from running import copy_of, manage, run
+from running import copy_of, manage_in_turn, run
 from variants import REPRESENTATIVES, VARIANTS, Variant
 
 # Where a service's Python is the same, once is enough.
 of_each_python = pytest.mark.parametrize(
     "variant",
-    [
-        pytest.param(each, id=each.name, marks=pytest.mark.xdist_group(each.name))
-        for each in VARIANTS
-        if each is REPRESENTATIVES[each.name]
-    ],
+    [pytest.param(each, id=each.name) for each in VARIANTS if each is REPRESENTATIVES[each.name]],
     indirect=True,
     scope="module",
 )
@@ -34,17 +30,9 @@ def variables(variant: Variant, request: pytest.FixtureRequest) -> dict[str, str
 
 
 @pytest.fixture(scope="module")
-def folder(
-    variant: Variant,
-    variables: dict[str, str],
-    render: Renderer,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """Return a copy of a variant, migrated, for all its tests."""
-    folder = copy_of(render(**variant.answers), tmp_path_factory.mktemp("own"))
-    done = manage(folder, "migrate", variables=variables)
-    assert done.returncode == 0, done.stdout
-    return folder
+def folder(variant: Variant, render: Renderer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of a variant, for all its tests."""
+    return copy_of(render(**variant.answers), tmp_path_factory.mktemp("own"))
 
 
 def sources(service: Service) -> dict[str, str]:
@@ -64,21 +52,19 @@ def test_python_is_that_of_its_representative(variant: Variant, render: Renderer
 
 
 @of_each_python
-def test_checks_find_nothing(variant: Variant, folder: Path, variables: dict[str, str]) -> None:
-    done = manage(folder, "check", "--fail-level", "warning", variables=variables)
-
-    count = len(variant.names_of_databases + variant.names_of_replicas)
-    assert (done.returncode, done.stdout) == (0, f"{count} checked, 0 findings.\n")
-
-
-@of_each_python
-def test_first_migrations_equal_the_models(
+def test_checks_find_nothing_and_first_migrations_equal_the_models(
     variant: Variant, folder: Path, variables: dict[str, str]
 ) -> None:
-    done = manage(folder, "makemigrations", "none", variables=variables)
+    commands = ["migrate", "check --fail-level warning", "makemigrations none"]
 
-    said = "".join(f"{name}: no changes\n" for name in variant.names_of_databases)
-    assert (done.returncode, done.stdout) == (0, said)
+    done = manage_in_turn(folder, *commands, variables=variables)
+
+    count = len(variant.names_of_databases + variant.names_of_replicas)
+    said = f"{count} checked, 0 findings.\n" + "".join(
+        f"{name}: no changes\n" for name in variant.names_of_databases
+    )
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.endswith(f"\n{said}"), done.stdout
 
 
 @of_each_python

@@ -116,10 +116,6 @@ def page(browser: BrowserContext, service: RunningService) -> Generator[Page]:
     assert [each for each in wrong if "net::ERR" not in each] == []  # Of a service that stopped.
 
 
-# One service and one browser for all of them, in this order.
-pytestmark = pytest.mark.xdist_group("page")
-
-
 def test_each_database_has_a_card_with_its_numbers(page: Page) -> None:
     expect(page.locator("section h2")).to_contain_text(["primary up, 2 at most", "audit up"])
     expect(page.locator("section").first.locator(".idle dd")).to_have_text("1")

@@ -232,7 +232,6 @@ def faults_after(mutations: list[Mutation], owned: Owned, history: Path, folder:
         return [str(error)]
 
 
-@pytest.mark.xdist_group("mutations")
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_what_breaks_owners_is_noticed(
     owned: Owned, history: Path, tmp_path: Path, name: str
@@ -244,7 +243,6 @@ def test_what_breaks_owners_is_noticed(
     assert [each for each in found if fault in each] != [], found
 
 
-@pytest.mark.xdist_group("mutations")
 def test_owners_keep_a_file_that_the_template_drops(
     owned: Owned, history: Path, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from faults.faults import (
 )
 from faults.load import Load, Outcome, ours
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.anyio
 
 
 def assert_sound(outcome: Outcome) -> None:

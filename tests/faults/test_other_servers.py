@@ -12,7 +12,7 @@ from faults.load import Load, ours
 from faults.on_mariadb import CONNECTIONS, MARIADB_FAULTS, Maria, mariadb_site
 from faults.test_faults import assert_sound
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("other faults")]
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(scope="module")
