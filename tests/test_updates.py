@@ -1,5 +1,6 @@
 """Services that their owners have edited are updated from every release, without conflict."""
 
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from owner import ANCHOR
-from releases import Release, git, listed, newest_of_each_minor
+from releases import ROOT, Release, git, listed, newest_of_each_minor
 from rendering import Renderer, commit_all
 from running import manage, run, running
 from updating import (
@@ -241,6 +242,15 @@ def test_what_breaks_owners_is_noticed(
     found = faults_after(mutations, owned, history, tmp_path)
 
     assert [each for each in found if fault in each] != [], found
+
+
+def test_contributing_lists_what_breaks_owners() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed_there = re.findall(
+        r"^\| (.*) \| `(.*)` \|$", text.partition("## What breaks owners")[2], re.MULTILINE
+    )
+
+    assert dict(listed_there) == {name: fault.strip() for name, (_, fault) in MUTATIONS.items()}
 
 
 def test_owners_keep_a_file_that_the_template_drops(
