@@ -14,7 +14,7 @@ from rendering import Renderer, commit_all
 from running import environment, running
 from test_install import OWN, UV, find_python
 from updating import HEAD, cases, copy
-from variants import Variant, curated
+from variants import curated
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -55,10 +55,10 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def remotes(history: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Variant]:
+def remotes(history: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Return the bare repositories of services that their owners have edited."""
     folder = tmp_path_factory.mktemp("remotes")
-    found: dict[Path, Variant] = {}
+    found: list[Path] = []
     for release, variant in cases(list(curated()))[:SIZE]:
         service = folder / f"service-{len(found) + 1}"
         copy(history, service, variant.answers, release.tag)
@@ -67,7 +67,7 @@ def remotes(history: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Pat
         commit_all(service)
         git(folder, "clone", "--quiet", "--bare", service.name, f"{service.name}.git")
         shutil.rmtree(service)
-        found[folder / f"{service.name}.git"] = variant
+        found.append(folder / f"{service.name}.git")
     return found
 
 
@@ -80,7 +80,7 @@ def fleet(folder: Path, tools: dict[str, str], *arguments: str) -> subprocess.Co
 
 
 def test_all_are_updated_without_conflict(
-    remotes: dict[Path, Variant], tools: dict[str, str], tmp_path: Path
+    remotes: list[Path], tools: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "services.txt").write_text("".join(f"{path}\n" for path in remotes))
 
@@ -164,33 +164,17 @@ def test_job_opens_a_request_once(
     assert (tmp_path / "asked").read_text() == REQUESTS[ci]
 
 
-OWN_TESTS = """\
-set -e
-cp "$VARIABLES/$(basename "$PWD").env" .env
-uv run pytest -q
-uv run manage.py migrate
-uv run manage.py check --fail-level warning
-"""
-"""What such a fleet has as its test: a script that finds each service's servers."""
-
-
-@pytest.mark.skipif("FLEET" not in os.environ, reason="some minutes: FLEET=12 for updates' sake")
-def test_all_are_green(
-    remotes: dict[Path, Variant], request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+@pytest.mark.skipif("FLEET" not in os.environ, reason="takes minutes, so it runs with FLEET=12")
+def test_all_are_green(remotes: list[Path], tmp_path: Path) -> None:
     """By the real uv, from PyPI: what each service depends on is locked, installed and run."""
     (tmp_path / "services.txt").write_text("".join(f"{path}\n" for path in remotes))
-    for remote, variant in remotes.items():
-        lines = [f"{name}={value}\n" for name, value in variant.variables(request).items()]
-        (tmp_path / f"{remote.stem}.env").write_text("".join(lines))
-    script = tmp_path / "own-tests.sh"
-    script.write_text(OWN_TESTS)
-    python = shutil.which(find_python("3.13"))  # as postgresql-gitlab asks
-    path = os.pathsep.join([str(UV.parent), os.environ["PATH"], str(Path(str(python)).parent)])
-    variables = OWN | {"PATH": path, "VARIABLES": str(tmp_path)}
+    python = shutil.which(find_python("3.13"))  # as one of them asks
+    folders = [str(UV.parent), os.environ["PATH"], str(Path(str(python)).parent)]
+    variables = OWN | {"PATH": os.pathsep.join(folders)}
+    commands = ["pytest", "manage.py migrate", "manage.py check --fail-level warning"]
+    tests = [word for each in commands for word in ("--test", f"uv run {each}")]
 
-    arguments = ["update", "services.txt", "--test", f"sh {script}"]
-    done = fleet(tmp_path, environment(**variables), *arguments)
+    done = fleet(tmp_path, environment(**variables), "update", "services.txt", *tests)
 
     assert done.stdout.endswith(f"{SIZE} of {SIZE} are fine.\n"), done.stdout
     for remote in remotes:
