@@ -200,12 +200,6 @@ def test_tables_that_are_there_are_noted_as_made(service: Service) -> None:
     ]
 
     assert "primary: (database.W002)" in service.manage("check").out
-    back = service.manage("migrate", "--fake", "--database", "primary", "--to", "zero")
-    assert back.out == "primary: noted as zero, and nothing was run; it was 0001\n"
-    assert service.manage("migrate").out.splitlines() == [
-        "primary: upgraded to 0001: create items.",
-        "audit: nothing to migrate",
-    ]
 
 
 def test_sql_is_printed_without_a_database_and_says_whose_it_is(service: Service) -> None:
