@@ -181,3 +181,4 @@ def test_all_are_green(remotes: list[Path], tmp_path: Path) -> None:
         command = (UV, "run", "manage.py")
         with running(tmp_path / "fleet" / remote.stem, command, **variables) as served:
             assert served.client.get("/").json() == "hello"
+            assert served.stop() == 0, served.log
