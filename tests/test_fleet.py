@@ -19,7 +19,10 @@ from variants import curated
 pytestmark = pytest.mark.timeout(900)
 
 SIZE = int(os.environ.get("FLEET", "3"))
-"""Services; each takes some 7 s of a processor, so `FLEET=12` is for whoever changes updates."""
+"""Services; each takes some 7 s of a processor, so `FLEET=12` is for whoever changes updates.
+
+It also has them tested by their own tests.
+"""
 
 STAND_IN = """\
 #!/bin/sh
