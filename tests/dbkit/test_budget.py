@@ -23,7 +23,7 @@ def claim(
     database: str = "primary", *, size: int = 10, server: str = "one", role: int = -1, own: int = -1
 ) -> Claim:
     settings = DatabaseSettings(url=URL.create("postgresql"), pool_size=size)
-    return Claim(database, settings, Limits(server, 100, 3, "app", role, database, own))
+    return Claim(database, settings, Limits(server, 100, 3, "role app", role, database, own))
 
 
 def found(*claims: Claim, processes: int) -> list[tuple[str, int]]:

@@ -20,6 +20,7 @@ from replication import Server
 from sqlalchemy import URL, NullPool, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase
 from waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -425,3 +426,12 @@ async def test_a_replica_that_takes_writes_is_found(
     found = [each async for each in check([primary, good, bad, borrowing])]
 
     assert [(each.id, each.database) for each in found] == [("replica.W001", "copy")]
+
+
+async def test_a_primary_that_takes_no_writes_is_found(pair: Pair) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    wrong = Database("primary", "postgresql", base=Base, url=shown(pair.replica))
+
+    assert "database.W016" in [each.id async for each in check([wrong], deploy=True)]

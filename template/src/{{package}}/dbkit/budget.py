@@ -24,11 +24,20 @@ POSTGRESQL = text("""
         current_setting('max_connections')::int,
         current_setting('superuser_reserved_connections')::int
             + coalesce(current_setting('reserved_connections', true)::int, 0),
-        rolname, CASE WHEN rolsuper THEN -1 ELSE rolconnlimit END,
+        concat('role ', rolname), CASE WHEN rolsuper THEN -1 ELSE rolconnlimit END,
         datname, CASE WHEN rolsuper THEN -1 ELSE datconnlimit END
     FROM pg_roles, pg_database
     WHERE rolname = session_user AND datname = current_database()
 """)
+# MariaDB has no identifier that all its versions tell; `/*!50708 */` is a comment to it. What is
+# reserved for administrators lies beyond `max_connections`, and no database has a limit.
+MYSQL = text("""
+    SELECT concat_ws(' ', @@hostname, @@port, @@server_id /*!50708 , @@server_uuid */),
+        @@max_connections, 0,
+        concat('user ', current_user()), coalesce(nullif(@@max_user_connections, 0), -1),
+        database(), -1
+""")
+QUESTIONS = {"postgresql": POSTGRESQL, "mysql": MYSQL}
 
 
 class Limit(NamedTuple):
@@ -56,7 +65,7 @@ class Limits:
         """Say each limit in words."""
         free = self.max_connections - self.reserved
         of_all = f"the server accepts {free} ({self.max_connections}, {self.reserved} reserved)"
-        of_role = f"role {self.role} may have {self.role_limit}"
+        of_role = f"{self.role} may have {self.role_limit}"
         of_database = f"database {self.database} may have {self.database_limit}"
         yield Limit("database.E010", self.server, free, of_all)
         yield Limit("database.E011", self.server, self.role_limit, of_role)
@@ -96,9 +105,8 @@ class Excess:
 
 async def read_limits(connection: AsyncConnection) -> Limits | None:
     """Ask a server for its limits, which takes one round trip; None of one that has none."""
-    if connection.dialect.name != "postgresql":
-        return None
-    return Limits(*(await connection.execute(POSTGRESQL)).one())
+    question = QUESTIONS.get(connection.dialect.name)
+    return None if question is None else Limits(*(await connection.execute(question)).one())
 
 
 def excesses(claims: Iterable[Claim], processes: int) -> Iterator[Excess]:

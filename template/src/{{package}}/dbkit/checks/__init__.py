@@ -18,11 +18,11 @@ from ..errors import DatabaseError, NotConfigured
 from ..service import read_service_settings
 from ..settings import environment
 from .finding import Finding, Subject
-from .mysql import check_mysql
+from .mysql import check_engines, check_mysql
 from .pooler import check_pooler
 from .replicas import check_replica
 from .schema import check_schema
-from .server import check_server, check_timeouts
+from .server import check_clock, check_server, check_timeouts, check_writable
 
 __all__ = ["CHECKS", "DEPLOY_CHECKS", "Finding", "Subject", "check", "check_variables"]
 
@@ -31,7 +31,13 @@ PORTS = {"postgresql": 5432, "mysql": 3306}
 Check = Callable[[Subject], AsyncIterable[Finding]]
 
 CHECKS: tuple[Check, ...] = (check_pooler, check_schema, check_mysql, check_replica)
-DEPLOY_CHECKS: tuple[Check, ...] = (check_timeouts, check_server)
+DEPLOY_CHECKS: tuple[Check, ...] = (
+    check_timeouts,
+    check_server,
+    check_clock,
+    check_writable,
+    check_engines,
+)
 """Those of `check --deploy`: about the servers of production."""
 
 

@@ -6,6 +6,11 @@ from sqlalchemy import text
 
 from .finding import Finding, Subject
 
+WITHOUT_TRANSACTIONS = text("""
+    SELECT table_name, engine FROM information_schema.tables JOIN information_schema.engines
+    USING (engine) WHERE table_schema = database() AND transactions <> 'YES' ORDER BY table_name
+""")
+
 
 async def check_mysql(subject: Subject) -> AsyncGenerator[Finding]:
     """Look at the character set that new tables get: many servers have one of one byte."""
@@ -18,4 +23,18 @@ async def check_mysql(subject: Subject) -> AsyncGenerator[Finding]:
             f"its new tables have the character set {found}, which not every text fits in",
             f"ALTER DATABASE `{subject.settings.url.database}` CHARACTER SET utf8mb4; then convert"
             " the tables that there are",
+        )
+
+
+async def check_engines(subject: Subject) -> AsyncGenerator[Finding]:
+    """Look for tables whose engine has no transactions: what is rolled back stays in them."""
+    if subject.database.dialect != "mysql":
+        return
+    found = (await subject.connection.execute(WITHOUT_TRANSACTIONS)).all()
+    if found:
+        tables = ", ".join(f"{table} ({engine})" for table, engine in found)
+        yield subject.finding(
+            "mysql.W002",
+            f"tables without transactions: {tables}; what is rolled back stays in them",
+            f"ALTER TABLE `{found[0][0]}` ENGINE = InnoDB",
         )

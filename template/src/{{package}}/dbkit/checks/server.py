@@ -1,4 +1,4 @@
-"""Whether a PostgreSQL server is set up as a service in production needs it."""
+"""Whether a server is set up as a service in production needs it."""
 
 import time
 from collections.abc import AsyncGenerator
@@ -12,22 +12,26 @@ SKEW = 1.0
 
 SETTINGS = text("""
     SELECT current_setting('TimeZone'), current_setting('server_encoding'),
-        current_setting('autovacuum'), extract(epoch FROM clock_timestamp())::float8,
+        current_setting('autovacuum'),
         (SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
             WHERE 'autovacuum_enabled=false' = ANY (reloptions)
                 OR 'autovacuum_enabled=off' = ANY (reloptions))
 """)
+CLOCKS = {
+    "postgresql": text("SELECT extract(epoch FROM clock_timestamp())::float8"),
+    "mysql": text("SELECT unix_timestamp(sysdate(6)) + 0e0"),
+}
+IS_READ_ONLY = {
+    "postgresql": text("SELECT pg_is_in_recovery()"),
+    "mysql": text("SELECT @@global.read_only"),
+}
 
 
 async def check_server(subject: Subject) -> AsyncGenerator[Finding]:
-    """Look at the time zone, the encoding, the clock, and autovacuum."""
+    """Look at the time zone, the encoding, and autovacuum of a PostgreSQL."""
     if subject.database.dialect != "postgresql":
         return
-    await subject.connection.execute(text("SELECT 1"))  # What is slow the first time is over.
-    asked = time.time()
-    row = (await subject.connection.execute(SETTINGS)).one()
-    zone, encoding, autovacuum, clock, without = row
-    ahead = clock - (asked + time.time()) / 2
+    zone, encoding, autovacuum, without = (await subject.connection.execute(SETTINGS)).one()
     name = subject.settings.url.database
     if zone not in {"UTC", "Etc/UTC", "GMT"}:
         yield subject.finding(
@@ -41,13 +45,6 @@ async def check_server(subject: Subject) -> AsyncGenerator[Finding]:
             f"its encoding is {encoding}: it refuses text that the service accepts",
             "make a new one with ENCODING 'UTF8' TEMPLATE template0, and move the data there",
         )
-    if abs(ahead) > SKEW:
-        where = "ahead of" if ahead > 0 else "behind"
-        yield subject.finding(
-            "database.W012",
-            f"the server's clock is {abs(ahead):.1f} s {where} ours",
-            "have both machines set their clocks by NTP",
-        )
     if autovacuum != "on" or without:
         yield subject.finding(
             "database.W013",
@@ -57,9 +54,39 @@ async def check_server(subject: Subject) -> AsyncGenerator[Finding]:
         )
 
 
+async def check_clock(subject: Subject) -> AsyncGenerator[Finding]:
+    """Compare the server's clock with ours."""
+    if (question := CLOCKS.get(subject.database.dialect)) is None:
+        return
+    await subject.connection.execute(text("SELECT 1"))  # What is slow the first time is over.
+    asked = time.time()
+    clock = await subject.connection.scalar(question)
+    ahead = clock - (asked + time.time()) / 2
+    if abs(ahead) > SKEW:
+        where = "ahead of" if ahead > 0 else "behind"
+        yield subject.finding(
+            "database.W012",
+            f"the server's clock is {abs(ahead):.1f} s {where} ours",
+            "have both machines set their clocks by NTP",
+        )
+
+
+async def check_writable(subject: Subject) -> AsyncGenerator[Finding]:
+    """Find a database of ours whose server takes no writes."""
+    question = IS_READ_ONLY.get(subject.database.dialect)
+    if question is None or subject.database.base is None or subject.database.replica_of:
+        return
+    if await subject.connection.scalar(question):
+        yield subject.finding(
+            "database.W016",
+            "its server takes no writes: it is a replica, or was made read-only",
+            f"set {subject.database.env_prefix}URL to the server that is written to",
+        )
+
+
 async def check_timeouts(subject: Subject) -> AsyncGenerator[Finding]:
     """Look for what would let one statement, or one transaction, hold a connection for ever."""
-    if subject.database.dialect != "postgresql":
+    if subject.database.dialect == "sqlite":
         return
     for id_, field, what in (
         ("database.W014", "statement_timeout", "a statement may run"),
