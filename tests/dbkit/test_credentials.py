@@ -7,14 +7,23 @@ from pathlib import Path
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from dbkit import Database, DatabaseSettings, NotConfigured, Unreachable, migrations
-from dbkit.embedded import EmbeddedPostgres
+from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres
 from dbkit.settings import read_settings
+from debian import find_program
 from pooler import pgbouncer
+from replication import give
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from waiting import until
 
+DEBIANS = Path("/usr/lib/postgresql")
 SECRET = "postgresql://user:s3cret@host/name"  # noqa: S105 -- no server has it
 
 
@@ -297,3 +306,80 @@ def test_certificates_of_no_use_are_refused_at_start(query: str, fault: str) -> 
     (said,) = faults({"DATABASE_URL": f"{SECRET}?{query}"})
 
     assert fault in said
+
+
+@pytest.fixture(scope="session")
+def certified(
+    authority: trustme.CA, fast_directory: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[URL]:
+    """Run a PostgreSQL built with TLS, which lets in who shows a certificate of its name."""
+    programs = find_program("pg_ctlcluster", "postgresql") and sorted(DEBIANS.glob("*/bin"))
+    folder = tmp_path_factory.mktemp("certified")
+    key = authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem
+    files = {
+        "ssl_ca_file": authority.cert_pem.bytes(),
+        "ssl_cert_file": key.bytes(),
+        "ssl_key_file": key.bytes(),
+        "hba_file": b"host all postgres all scram-sha-256\nhostssl all all all cert\n",
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+        (folder / name).chmod(0o600)
+    give(folder)
+    settings = {**TEST_SETTINGS, "ssl": "on", **{name: str(folder / name) for name in files}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMBEDDED_POSTGRES_BIN", str(programs[-1]))
+        with EmbeddedPostgres(fast_directory / "certified", settings=settings) as server:
+            yield server.url("postgres")
+
+
+async def test_a_server_that_asks_for_a_certificate_is_shown_one(
+    certified: URL, authority: trustme.CA, tmp_path: Path
+) -> None:
+    engine = create_async_engine(certified)
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE ROLE holder LOGIN"))
+    await engine.dispose()
+    certificates = {
+        "good": authority.issue_cert(common_name="holder"),
+        "another's": authority.issue_cert(common_name="somebody"),
+        "nobody's": trustme.CA().issue_cert(common_name="holder"),
+    }
+    for name, certificate in certificates.items():
+        certificate.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / name))
+    ca = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca))
+    query = {"sslmode": "verify-full", "sslrootcert": str(ca)}
+    url = certified.set(username="holder", password=None).update_query_dict(query)
+
+    assert await connects(url, sslcert=str(tmp_path / "good"))
+    said = "cannot connect to .*; check ORDERS_DATABASE_URL"
+    for name in ("another's", "nobody's"):
+        with pytest.raises(Unreachable, match=said):
+            await connects(url, sslcert=str(tmp_path / name))
+    with pytest.raises(Unreachable, match=r"or for a certificate \(&sslcert=\); check ORDERS_"):
+        await connects(url)
+
+
+def test_a_certificate_without_its_key_is_refused_at_start(
+    authority: trustme.CA, tmp_path: Path
+) -> None:
+    pair, other = (authority.issue_cert(common_name=name) for name in ("holder", "other"))
+    cert, key, locked = (tmp_path / name for name in ("cert.pem", "key.pem", "locked.pem"))
+    pair.cert_chain_pems[0].write_to_path(str(cert))
+    other.private_key_pem.write_to_path(str(key))
+    encrypted = load_pem_private_key(pair.private_key_pem.bytes(), None).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"s3cret")
+    )
+    locked.write_bytes(encrypted)
+    query = f"sslmode=require&sslcert={cert}"
+
+    def fault(added: str = "") -> str:
+        (said,) = faults({"DATABASE_URL": f"{SECRET}?{query}{added}"})
+        return said
+
+    unreadable = "no certificate with a key that can be read without a passphrase"
+    assert fault() == f"DATABASE_URL: sslcert {cert}: {unreadable}"
+    assert fault(f"&sslkey={locked}") == f"DATABASE_URL: sslkey {locked}: {unreadable}"
+    assert fault(f"&sslkey={key}") == f"DATABASE_URL: sslkey {key}: key values mismatch"
+    assert fault("&sslkey=/nowhere") == "DATABASE_URL: sslkey /nowhere: No such file or directory"

@@ -18,6 +18,8 @@ REFUSED = frozenset({"28P01", "28000"})
 TLS_PARAMETERS = {"sslrootcert", "sslcert", "sslkey"}
 """Parameters of a URL that name files; `system`, for `sslrootcert`, is what the machine trusts."""
 
+UNREADABLE = "no certificate with a key that can be read without a passphrase"
+
 
 class Credentials:
     """The password of one database, asked for at each connect."""
@@ -81,16 +83,20 @@ def tls(url: URL) -> ssl.SSLContext | None:
     if mode not in {"require", "verify-ca", "verify-full"}:
         raise ValueError(f"{min(files)} without sslmode=verify-full checks nothing")
     authority = files.get("sslrootcert", "system")
-    at_fault = "sslrootcert"
+    at_fault = ""
     try:
+        for at_fault in files.keys() - {"sslrootcert"} if authority == "system" else files:
+            Path(files[at_fault]).open("rb").close()  # What is missing is named.
+        at_fault = "sslrootcert"
         context = ssl.create_default_context(cafile=None if authority == "system" else authority)
-        at_fault = "sslcert"
         if "sslcert" in files:
-            context.load_cert_chain(files["sslcert"], files.get("sslkey"))
+            at_fault = "sslkey" if "sslkey" in files else "sslcert"
+            # An empty passphrase, or OpenSSL would ask for one.
+            context.load_cert_chain(files["sslcert"], files.get("sslkey"), password="")
     except OSError as error:
         reason = error.strerror or "cannot be read"
         if isinstance(error, ssl.SSLError):
-            reason = error.reason.replace("_", " ").lower()
+            reason = (error.reason or UNREADABLE).replace("_", " ").lower()
         raise ValueError(f"{at_fault} {files.get(at_fault)}: {reason}") from None
     context.check_hostname = mode == "verify-full"
     if mode == "require" and "sslrootcert" not in files:

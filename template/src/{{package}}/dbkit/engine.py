@@ -47,7 +47,8 @@ ROTATION = 60.0
 
 HINTS = {
     "28P01": "the server refused the user or the password",
-    "28000": "the server refused the user, or asks for TLS (?sslmode=require)",
+    "28000": "the server refused the user, or asks for TLS (?sslmode=require) or for a certificate"
+    " (&sslcert=)",
     "3D000": "the server has no such database: create it, or correct the name",
     "53300": "the server has no connection left: see `manage.py check`",
     "57P03": "the server is starting up or shutting down",
