@@ -36,6 +36,7 @@ SQLITE = {
 # Where the SQLSTATE that the server sends says less: 23000 is every constraint, HY000 anything.
 MYSQL = {
     1022: "23505",  # a duplicate key
+    1021: "53100",  # the disk is full
     1040: "53300",  # too many connections
     1044: "28000",  # no access to this database
     1045: "28P01",
@@ -43,6 +44,7 @@ MYSQL = {
     1049: "3D000",
     1053: "57P01",  # the server is shutting down
     1062: "23505",
+    1114: "53100",  # a table is full: its disk, mostly
     1169: "23505",
     1203: "53300",
     1205: "55P03",  # lock wait timeout
