@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from jinja2 import Environment
-from mariadb import MariaDB
+from mariadb import MariaDB, MySQL
 from pytest_copie.plugin import Copie
 from rendering import ROOT, Renderer, commit_all
 from updating import write_history
@@ -139,9 +139,18 @@ def render(copie_session: Copie, template: Path) -> Renderer:
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[MariaDB]:
     """Run a MariaDB, one for each worker that needs one."""
-    room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 1 << 30
-    with (
-        TemporaryDirectory(dir=SHARED_MEMORY if room else None) as directory,
-        MariaDB(Path(directory)) as server,
-    ):
+    with TemporaryDirectory(dir=memory()) as folder, MariaDB(Path(folder)) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def mysql() -> Iterator[MySQL]:
+    """Run a MySQL, one for each worker that needs one."""
+    with TemporaryDirectory(dir=memory()) as folder, MySQL(Path(folder)).running() as server:
+        yield server
+
+
+def memory() -> Path | None:
+    """Return where there is a folder in memory, with room for a server."""
+    room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 1 << 30
+    return SHARED_MEMORY if room else None

@@ -5,8 +5,10 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from rendering import ROOT
 
 FOLDERS = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 APT = ["apt-get", "--quiet", "--yes", "--option", "DPkg::Lock::Timeout=300"]
@@ -36,3 +38,50 @@ def install(package: str) -> None:
         done = subprocess.run(step, env=environment, check=False, capture_output=True)
         if step is install_ and done.returncode == 0:
             return
+
+
+@cache
+def find_mysqld() -> list[str]:
+    """Return the command of MySQL's server: one that is there, else that of Debian's unstable.
+
+    No other Debian has one. It is unpacked, with the libraries of its own, and not installed.
+    """
+    found = shutil.which("mysqld", path=FOLDERS)
+    if found and "mariadb" not in Path(found).resolve().name:
+        return [found, "--no-defaults"]
+    folder = ROOT / ".cache" / "mysql"
+    try:
+        if not folder.exists():
+            unpack("mysql-server-core", folder)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no MySQL: its server is in no package that could be had")
+    loader = next(folder.glob("usr/lib/*/ld-linux-*"))
+    command = [loader, "--library-path", loader.parent, folder / "usr/sbin/mysqld"]
+    return [*map(str, command), "--no-defaults", f"--basedir={folder / 'usr'}"]
+
+
+def unpack(package: str, folder: Path) -> None:
+    """Unpack a package of Debian's unstable release, and all that it needs, in a folder."""
+    targets = ["Created-By: Packages", "Origin: Debian", "Component: main"]
+    mirror = ["apt-get", "indextargets", "--format", "$(REPO_URI)", *targets]
+    uri = subprocess.run(mirror, check=True, capture_output=True, text=True).stdout.split()[:1]
+    folder.parent.mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent) as name:
+        scratch = Path(name)
+        key = "/usr/share/keyrings/debian-archive-keyring.gpg"
+        (scratch / "sources").write_text(f"deb [signed-by={key}] {' '.join(uri)} sid main\n")
+        options = {
+            "Dir::Etc::SourceList": scratch / "sources",
+            "Dir::Etc::SourceParts": "/dev/null",
+            "Dir::State": scratch,
+            "Dir::State::Status": "/dev/null",  # As if nothing was installed.
+            "Dir::Cache": scratch,
+            "APT::Sandbox::User": "root",
+            "APT::Install-Recommends": "false",
+        }
+        apt = [*APT, *(f"--option={option}={value}" for option, value in options.items())]
+        for step in (["update"], ["install", "--download-only", package]):
+            subprocess.run([*apt, *step], check=True, capture_output=True)
+        for each in scratch.glob("archives/*.deb"):
+            subprocess.run(["dpkg", "--extract", each, scratch / "root"], check=True)
+        (scratch / "root").rename(folder)

@@ -16,7 +16,7 @@ from allpairspy import AllPairs  # pyright: ignore[reportMissingTypeStubs]  # It
 
 if TYPE_CHECKING:  # This is a script too, for CI's matrix.
     import pytest
-    from mariadb import MariaDB
+    from mariadb import Server
 
 PYTHON_VERSIONS = ["3.11", "3.12", "3.13"]
 DATABASES: dict[str, list[dict[str, Any]]] = {
@@ -67,7 +67,8 @@ class Variant:
         """Return its environment: of its databases on MariaDB, all but the first one are named."""
         if not self.names_on("mysql"):
             return {}
-        server: MariaDB = request.getfixturevalue("mariadb")
+        kind = "mysql" if self.name == "every-engine" else "mariadb"
+        server: Server = request.getfixturevalue(kind)
         return server.variables(self.databases[1:])
 
 

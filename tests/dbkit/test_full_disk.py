@@ -119,7 +119,7 @@ async def test_sqlite_on_a_full_disk(disk: Path) -> None:
 
 @pytest.mark.xdist_group("mariadb")
 async def test_mariadb_on_a_full_disk(mariadb: MariaDB, disk: Path) -> None:
-    url = await asyncio.to_thread(mariadb.create_database)
+    url = await asyncio.to_thread(mariadb.new_database)
     database = Database("primary", "mysql", url=shown(url), pool_size=3)
 
     make = f"CREATE TABLE kept (body varchar(7000)) DATA DIRECTORY '{disk}'"

@@ -223,7 +223,9 @@ async def connect(database: Database, *, alone: bool = False) -> AsyncGenerator[
             return
         if alone and database.dialect == "mysql":
             # The server's locks have one space of names for all its databases.
-            await connection.execute(text(f"SELECT GET_LOCK(MD5(DATABASE()), {LONGEST_WAIT})"))
+            await connection.execute(
+                text(f"SELECT GET_LOCK(SHA2(DATABASE(), 256), {LONGEST_WAIT})")
+            )
             await connection.commit()
         yield connection
 

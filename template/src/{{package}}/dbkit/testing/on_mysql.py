@@ -91,8 +91,8 @@ class MysqlHome(ServerHome):
 
 async def processes(connection: AsyncConnection, url: URL) -> list[int]:
     """List the connections to a database of MySQL."""
-    listed = text("SELECT id FROM information_schema.processlist WHERE db = :name")
-    return list(await connection.scalars(listed, {"name": url.database}))
+    listed = await connection.exec_driver_sql("SHOW PROCESSLIST")
+    return [each.Id for each in listed if each.db == url.database]
 
 
 async def make_empty(connection: AsyncConnection, url: URL) -> None:
