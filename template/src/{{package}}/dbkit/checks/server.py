@@ -23,7 +23,9 @@ CLOCKS = {
 }
 IS_READ_ONLY = {
     "postgresql": text("SELECT pg_is_in_recovery()"),
-    "mysql": text("SELECT @@global.read_only"),
+    "mysql": text(
+        "SELECT concat(@@global.read_only) NOT IN ('0', 'OFF')"
+    ),  # Some have words for it.
 }
 
 
