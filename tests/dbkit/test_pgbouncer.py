@@ -14,6 +14,7 @@ from pooler import pgbouncer
 from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
+from test_budget import connected
 from test_migrations import write
 
 # Of our startup parameters; it takes them then, and does nothing about them.
@@ -21,6 +22,23 @@ IGNORED = (
     "statement_timeout,lock_timeout,idle_in_transaction_session_timeout,"
     "client_connection_check_interval"
 )
+
+LEFT = text("""
+    SELECT 'statement ' || name FROM pg_prepared_statements
+    UNION ALL SELECT 'setting ' || name FROM pg_settings
+        WHERE source = 'session' AND name <> ALL (:poolers)
+    UNION ALL SELECT 'table ' || relname FROM pg_class WHERE relpersistence = 't'
+    UNION ALL SELECT 'lock' FROM pg_locks WHERE locktype = 'advisory'
+""")
+POOLERS = [
+    "application_name",
+    "client_encoding",
+    "DateStyle",
+    "TimeZone",
+    "standard_conforming_strings",
+    "IntervalStyle",
+]
+"""Settings by which PgBouncer makes a server connection that of the next client."""
 
 
 @pytest.fixture(scope="session")
@@ -57,19 +75,26 @@ async def answers(connection: AsyncConnection, *settings: str) -> list[str]:
 
 
 async def test_twenty_clients_on_two_connections_get_their_own_answers(
-    pooled: Database, postgres: EmbeddedPostgres
+    pooled: Database, postgres: EmbeddedPostgres, database_url: URL
 ) -> None:
     async with pooled.engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
 
     assert await run(pooled.engine, clients=20, turns=50) == {}
 
-    async with pooled.engine.connect() as connection:
-        left = "SELECT name FROM pg_prepared_statements UNION ALL SELECT 'a lock' FROM pg_locks"
-        left += " WHERE locktype = 'advisory'"
-        assert (await connection.execute(text(left))).all() == []
-        backends = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-        assert await connection.scalar(text(backends)) <= 2
+    async with connected(postgres.url(database_url.database or "")) as connection:
+        backends = text(
+            "SELECT state FROM pg_stat_activity WHERE backend_type = 'client backend'"
+            " AND datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        states = (await connection.scalars(backends)).all()
+    assert states == ["idle"] * len(states)  # in no transaction
+    assert len(states) <= 2
+    autocommit = pooled.engine.execution_options(isolation_level="AUTOCOMMIT")
+    async with autocommit.connect() as one, autocommit.connect() as other:
+        for each in (one, other):  # Each on one of the two server connections.
+            await each.execute(text("BEGIN"))
+            assert (await each.scalars(LEFT, {"poolers": POOLERS})).all() == []
 
 
 async def test_readers_and_sessions_work(pooled: Database) -> None:
