@@ -13,7 +13,7 @@ from dbkit import Database, Databases, NotConfigured, ReadOnly, install, session
 from dbkit.checks import check
 from dbkit.engine import hosts
 from dbkit.replicas import History, source
-from dbkit.urls import parse_url
+from dbkit.urls import Dialect, parse_url
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 from replication import Server
@@ -435,3 +435,12 @@ async def test_a_primary_that_takes_no_writes_is_found(pair: Pair) -> None:
     wrong = Database("primary", "postgresql", base=Base, url=shown(pair.replica))
 
     assert "database.W016" in [each.id async for each in check([wrong], deploy=True)]
+
+
+@pytest.mark.parametrize("dialect", ["mysql", "sqlite"])
+def test_a_replica_on_another_engine_is_refused(dialect: Dialect) -> None:
+    primary = Database("primary", dialect)
+
+    with pytest.raises(ValueError, match="replica: only a PostgreSQL is a replica here"):
+        Database("replica", dialect, replica_of=primary)
+    assert primary.replicas == []

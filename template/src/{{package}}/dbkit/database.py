@@ -75,6 +75,10 @@ class Database:
         self.replica_of = replica_of
         self.replicas: list[Database] = []
         if replica_of is not None:
+            if (dialect, replica_of.dialect) != ("postgresql", "postgresql"):
+                raise ValueError(
+                    f"{name}: only a PostgreSQL is a replica here, and only of another"
+                )
             replica_of.replicas.append(self)
             declared = {"required": False, **declared}
         self.env_prefix = env_prefix or f"{name.upper()}_DATABASE_"
