@@ -23,9 +23,8 @@ CLOCKS = {
 }
 IS_READ_ONLY = {
     "postgresql": text("SELECT pg_is_in_recovery()"),
-    "mysql": text(
-        "SELECT concat(@@global.read_only) NOT IN ('0', 'OFF')"
-    ),  # Some have words for it.
+    # A number, and on newer ones a word.
+    "mysql": text("SELECT concat(@@global.read_only) NOT IN ('0', 'OFF')"),
 }
 
 
