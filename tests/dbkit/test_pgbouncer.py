@@ -26,19 +26,13 @@ IGNORED = (
 LEFT = text("""
     SELECT 'statement ' || name FROM pg_prepared_statements
     UNION ALL SELECT 'setting ' || name FROM pg_settings
-        WHERE source = 'session' AND name <> ALL (:poolers)
+        WHERE source = 'session' AND setting <> reset_val
+        -- PgBouncer sets the one, and asyncpg the other: around its look-up of a type, as
+        -- statements of their own, the second of which may be run on another connection.
+        AND name NOT IN ('application_name', 'jit')
     UNION ALL SELECT 'table ' || relname FROM pg_class WHERE relpersistence = 't'
     UNION ALL SELECT 'lock' FROM pg_locks WHERE locktype = 'advisory'
 """)
-POOLERS = [
-    "application_name",
-    "client_encoding",
-    "DateStyle",
-    "TimeZone",
-    "standard_conforming_strings",
-    "IntervalStyle",
-]
-"""Settings by which PgBouncer makes a server connection that of the next client."""
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +88,7 @@ async def test_twenty_clients_on_two_connections_get_their_own_answers(
     async with autocommit.connect() as one, autocommit.connect() as other:
         for each in (one, other):  # Each on one of the two server connections.
             await each.execute(text("BEGIN"))
-            assert (await each.scalars(LEFT, {"poolers": POOLERS})).all() == []
+            assert (await each.scalars(LEFT)).all() == []
 
 
 async def test_readers_and_sessions_work(pooled: Database) -> None:
