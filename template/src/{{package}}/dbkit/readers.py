@@ -58,7 +58,7 @@ class Reader:
     async def execute(self, statement: Executable, params: Parameters | None = None) -> Any:
         """Run a statement and return its rows, all of them fetched."""
         self._refuse_writes(statement)
-        return await greenlet_spawn(self._execute, statement, params)
+        return await greenlet_spawn(self._read, run_alone, statement, params)
 
     @overload
     async def scalars(
@@ -88,7 +88,7 @@ class Reader:
         self, entity: type[T], ident: Any, *, options: Sequence[ORMOption] = ()
     ) -> T | None:
         """Return the object with this primary key, detached; None if there is none."""
-        return await greenlet_spawn(self._get, entity, ident, options)
+        return await greenlet_spawn(self._read, get_alone, entity, ident, options)
 
     @overload
     def stream(
@@ -108,13 +108,13 @@ class Reader:
         self._refuse_writes(statement)
         return self._stream(statement, params)
 
-    def _execute(self, statement: Executable, params: Parameters | None) -> Result[Any]:
-        return run_alone(self._engine.sync_engine, statement, params)
+    def _source(self) -> AsyncEngine:
+        """Return the engine to read from now."""
+        return self._engine
 
-    def _get(self, entity: type[T], ident: Any, options: Sequence[ORMOption]) -> T | None:
-        with Session(self._engine.sync_engine) as session:
-            session.connection(execution_options=AUTOCOMMIT)
-            return session.get(entity, ident, options=options)
+    def _read(self, ask: Callable[..., T], *arguments: Any) -> T:
+        """Ask that engine, in a greenlet."""
+        return ask(self._source().sync_engine, *arguments)
 
     @asynccontextmanager
     async def _stream(
@@ -123,7 +123,7 @@ class Reader:
         # PostgreSQL's cursors live in transactions; SQLite's BEGIN would queue behind a writer.
         is_postgresql = self._engine.dialect.name == "postgresql"
         options = {"postgresql_readonly": True} if is_postgresql else AUTOCOMMIT
-        async with AsyncSession(self._engine) as session:
+        async with AsyncSession(self._source()) as session:
             await session.connection(execution_options=options)
             yield await session.stream(statement, params)
 
@@ -164,6 +164,15 @@ def run_alone(
         session.connection(execution_options=AUTOCOMMIT)
         begin()
         return session.execute(statement, params, execution_options={"prebuffer_rows": True})
+
+
+def get_alone(
+    engine: Engine, entity: type[T], ident: Any, options: Sequence[ORMOption]
+) -> T | None:
+    """Get an object in AUTOCOMMIT, in a greenlet."""
+    with Session(engine) as session:
+        session.connection(execution_options=AUTOCOMMIT)
+        return session.get(entity, ident, options=options)
 
 
 def is_plain(statement: Any) -> bool:

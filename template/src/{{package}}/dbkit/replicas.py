@@ -8,23 +8,22 @@ import asyncio
 import logging
 import re
 from bisect import bisect_right
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Executable, Result, text
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncResult
-from sqlalchemy.orm.interfaces import ORMOption
+from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import DatabaseError, Unreachable
 from .health import Probe
-from .readers import Parameters, Reader
+from .readers import Reader
 from .sqlstates import is_retryable, sqlstate
 
 if TYPE_CHECKING:
@@ -218,29 +217,18 @@ class ReplicaReader(Reader):
         self._replica = replica
         self._primary = primary
 
-    def _execute(self, statement: Executable, params: Parameters | None) -> Result[Any]:
-        return self._read(lambda reader: Reader._execute(reader, statement, params))  # noqa: SLF001 -- one of us
+    def _source(self) -> AsyncEngine:
+        return self._engine if source(self._replica) is self._replica else self._primary.engine
 
-    def _get(self, entity: type[T], ident: Any, options: Sequence[ORMOption]) -> T | None:
-        return self._read(lambda reader: Reader._get(reader, entity, ident, options))  # noqa: SLF001 -- one of us
-
-    @asynccontextmanager
-    async def _stream(
-        self, statement: Executable, params: Parameters | None
-    ) -> AsyncGenerator[AsyncResult[Any]]:
-        reader = self if source(self._replica) is self._replica else self._primary.reader
-        async with Reader._stream(reader, statement, params) as result:  # noqa: SLF001 -- one of us
-            yield result
-
-    def _read(self, read: Callable[[Reader], T]) -> T:
-        if source(self._replica) is self._primary:
-            return read(self._primary.reader)
+    def _read(self, ask: Callable[..., T], *arguments: Any) -> T:
+        engine = self._source()
         try:
-            return read(self)
+            return ask(engine.sync_engine, *arguments)
         except (Unreachable, DBAPIError) as error:
             # A read does no harm a second time.
             lost = isinstance(error, Unreachable) or error.connection_invalidated
             conflict = is_retryable(sqlstate(error))  # with what the replica has to repeat
-            if not (lost or conflict) or not self._replica.settings.fallback:
+            may_ask_again = self._replica.settings.fallback and engine is self._engine
+            if not may_ask_again or not (lost or conflict):
                 raise
-        return read(self._primary.reader)
+        return ask(self._primary.engine.sync_engine, *arguments)
