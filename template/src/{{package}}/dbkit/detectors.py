@@ -73,7 +73,6 @@ class Detectors:
             return
         self._named = {name: until for name, until in self._named.items() if now < until}
         self._named[route] = now + QUIET
-        pool.usage.idle_holds += 1
         logger.warning(
             "%s: a connection is held while the database has nothing to do: %s;"
             " end the session before what is slow, or begin it after",

@@ -146,8 +146,6 @@ class Usage:
         """Checkouts by tasks that held a connection already."""
         self.leaks = 0
         """Connections that were held for longer than `leak_after`."""
-        self.idle_holds = 0
-        """Times that a route was named for holding a connection for nothing."""
         self.connects: dict[str, int] = {}
         """Connections opened, by what for."""
         self.on_connect: Callable[[float], None] | None = None
