@@ -24,7 +24,7 @@ import dbkit  # noqa: E402 -- it is in the template
 from dbkit import commands, testing  # noqa: E402
 from dbkit.pool import FairPool  # noqa: E402
 from dbkit.prometheus import metrics_router  # noqa: E402
-from dbkit.service import ServiceSettings  # noqa: E402
+from dbkit.service_settings import ServiceSettings  # noqa: E402
 from dbkit.settings import Declared  # noqa: E402
 
 

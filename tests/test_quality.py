@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from dbkit import commands
-from dbkit.service import ServiceSettings
+from dbkit.service_settings import ServiceSettings
 from dbkit.settings import DatabaseSettings
 from rendering import Renderer, Service
 from running import run

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from dbkit import Databases, NotConfigured
-from dbkit.service import ServiceSettings, read_service_settings
+from dbkit.service_settings import ServiceSettings, read_service_settings
 from dbkit.settings import environment
 from rendering import ROOT
 

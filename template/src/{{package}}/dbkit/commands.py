@@ -18,7 +18,7 @@ from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
-from . import checks, migrations, pools, reloading
+from . import checks, migrations, pools_commands, reloading
 from . import inspectdb as inspection
 from .credentials import Credentials
 from .database import Database
@@ -26,7 +26,7 @@ from .databases import Databases
 from .development import development_servers, has_url
 from .errors import DatabaseError
 from .page.access import DEVELOPMENT, LOOPBACK
-from .service import read_service_settings
+from .service_settings import read_service_settings
 from .settings import environment
 from .shells import SHELLS
 
@@ -105,7 +105,7 @@ def manage(databases: Databases, *, app: str, root: Path) -> typer.Typer:
     schema = (migrate, makemigrations, showmigrations, inspectdb)
     for command in (check, *schema, dbshell, runserver):
         cli.command()(command)
-    cli.add_typer(pools.cli, name="pools")
+    cli.add_typer(pools_commands.cli, name="pools")
     return cli
 
 

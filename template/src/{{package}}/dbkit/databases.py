@@ -10,7 +10,7 @@ from .budget import Claim, excesses
 from .database import Database
 from .errors import NotConfigured
 from .health import notice_sigterm
-from .service import ServiceSettings, read_service_settings
+from .service_settings import ServiceSettings, read_service_settings
 from .settings import DatabaseSettings, environment, misspelt, read_log_format
 from .telemetry import log_pools, observed
 from .watchdog import Watchdog

@@ -15,7 +15,7 @@ from ..database import Database
 from ..databases import Databases
 from ..engine import create_engine
 from ..errors import DatabaseError, NotConfigured
-from ..service import read_service_settings
+from ..service_settings import read_service_settings
 from ..settings import environment
 from .finding import Finding, Subject
 from .mysql import check_engines, check_mysql

@@ -13,7 +13,7 @@ import typer
 
 from . import sizing
 from .page.advice import measure
-from .service import read_service_settings
+from .service_settings import read_service_settings
 from .settings import environment
 from .sizing import Advice, Load
 from .usage import RouteUse

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import uvicorn
 from dbkit import Databases, install
-from dbkit.pools import cli, describe
+from dbkit.pools_commands import cli, describe
 from fastapi import FastAPI
 from typer.testing import CliRunner, Result
 
