@@ -76,20 +76,17 @@ class Connections:
         self.idle: deque[Slot] = deque()
         """In the order of their last use."""
         self._pinging: set[Slot] = set()
-        self._closing: set[Slot] = set()
-        self._connects: set[asyncio.Task[None]] = set()
+        self.closing: set[Slot] = set()
+        """They still count towards the limit."""
+        self.connects: set[asyncio.Task[None]] = set()
+        """Attempts to connect that are under way."""
         self._background = background
         self._hooks = hooks
 
     @property
-    def connecting(self) -> int:
-        """Attempts to connect that are under way."""
-        return len(self._connects)
-
-    @property
     def in_use(self) -> int:
         """Connections handed out."""
-        return len(self.slots) - len(self.idle) - len(self._pinging) - len(self._closing)
+        return len(self.slots) - len(self.idle) - len(self._pinging) - len(self.closing)
 
     @property
     def at_rest(self) -> int:
@@ -97,14 +94,9 @@ class Connections:
         return len(self.idle) + len(self._pinging)
 
     @property
-    def closing(self) -> int:
-        """Connections being closed; they still count towards the limit."""
-        return len(self._closing)
-
-    @property
     def open(self) -> int:
         """Connections that count towards the limit."""
-        return len(self.slots) + len(self._connects)
+        return len(self.slots) + len(self.connects)
 
     @property
     def hopeless(self) -> bool:
@@ -116,13 +108,13 @@ class Connections:
         if self.breaker.state == "closed" or self.idle:
             return False
         silent = sqlstate(self.breaker.error) is None
-        return silent or not (self.in_use or self._connects)
+        return silent or not (self.in_use or self.connects)
 
     # Supply
 
     def supply(self, waiting: int) -> None:
         """Set to work, for each waiter, an idle connection or an attempt to connect."""
-        wanted = waiting - len(self._connects)
+        wanted = waiting - len(self.connects)
         if not self.breaker.failures:  # Else pings are not to be relied on.
             wanted -= len(self._pinging)
         now = monotonic()
@@ -141,12 +133,12 @@ class Connections:
 
     def hedge(self, waiting: int) -> None:
         """Connect for waiters whose pings take long, as far as there is room."""
-        while waiting > len(self._connects) and self._may_connect():
+        while waiting > len(self.connects) and self._may_connect():
             self._start_connect("slow ping")
 
     def refill(self) -> None:
         """Connect until `min_ready` connections are open."""
-        while self.open - len(self._closing) < self.min_ready and self._may_connect():
+        while self.open - len(self.closing) < self.min_ready and self._may_connect():
             self._start_connect("min_ready")
 
     def refill_later(self) -> None:
@@ -161,8 +153,8 @@ class Connections:
 
     def _start_connect(self, reason: str) -> None:
         task = self._background.spawn(self._connect(reason))
-        self._connects.add(task)
-        task.add_done_callback(self._connects.discard)  # If it is cancelled before it begins.
+        self.connects.add(task)
+        task.add_done_callback(self.connects.discard)  # If it is cancelled before it begins.
 
     async def _connect(self, reason: str) -> None:
         began = monotonic()
@@ -174,7 +166,7 @@ class Connections:
         except Exception as error:  # noqa: BLE001 -- drivers raise what they like
             self._note_failure(error)
         finally:
-            self._connects.discard(task)
+            self.connects.discard(task)
             if record:
                 self.counters.connects += 1
                 seconds = monotonic() - began
@@ -280,13 +272,13 @@ class Connections:
 
     def lose(self, slot: Slot) -> None:
         """Give up a connection that is closed or invalidated."""
-        self._closing.add(slot)
+        self.closing.add(slot)
         self.counters.lost += 1
         self._background.soon(self._drop_closed, slot)  # The caller may be in a greenlet.
 
     def retire(self, slot: Slot) -> None:
         """Close a connection in good health."""
-        self._closing.add(slot)
+        self.closing.add(slot)
         self.counters.retired += 1
         self._background.spawn(self._close(slot))
 
@@ -306,7 +298,7 @@ class Connections:
         """Forget a connection, and cut its socket if it still has one; not in a greenlet."""
         self.slots.pop(slot.record, None)
         self._pinging.discard(slot)
-        self._closing.discard(slot)
+        self.closing.discard(slot)
         self._hooks.hang_up(slot.record)
 
     def retire_idle(self) -> None:
@@ -316,7 +308,7 @@ class Connections:
 
     def retire_used(self, count: float = inf) -> None:
         """Have `count` of the connections in use closed at their return."""
-        others = {*self.idle, *self._pinging, *self._closing}
+        others = {*self.idle, *self._pinging, *self.closing}
         for slot in self.slots.values():
             if count > 0 and slot not in others:
                 slot.expires = -inf
@@ -330,7 +322,7 @@ class Connections:
 
     def shrink(self) -> None:
         """Close what is beyond the limit: idle connections first, those unused for longest."""
-        surplus = self.open - len(self._closing) - self.settings.max_connections
+        surplus = self.open - len(self.closing) - self.settings.max_connections
         while surplus > 0 and self.idle:
             self.retire(self.idle.popleft())
             surplus -= 1
@@ -338,7 +330,7 @@ class Connections:
 
     def cancel_connects(self) -> None:
         """Give up the attempts to connect."""
-        for task in self._connects:
+        for task in self.connects:
             task.cancel()
 
     def leave_loop(self) -> None:
@@ -352,8 +344,8 @@ class Connections:
         self.usage.leave_loop()
         self.idle.clear()
         self._pinging.clear()
-        self._closing.clear()
-        self._connects.clear()
+        self.closing.clear()
+        self.connects.clear()
         self.tended = False
         self.breaker.succeed()
 
@@ -394,7 +386,7 @@ class Connections:
 
     @property
     def _surplus(self) -> int:
-        return len(self.slots) - len(self._closing) - self.settings.pool_size
+        return len(self.slots) - len(self.closing) - self.settings.pool_size
 
     def _tend(self) -> None:
         self.tended = False
