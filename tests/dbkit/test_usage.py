@@ -88,8 +88,8 @@ async def serving(url: URL, **changed: Any) -> AsyncGenerator[Service]:
         await (await session.connection()).run_sync(look)
 
     @app.get("/forget")
-    async def forget() -> None:  # forgets
-        service.kept.append(await database.engine.connect())
+    async def forget() -> None:
+        service.kept.append(await database.engine.connect())  # takes
 
     @app.get("/nested")
     async def nested(session: AsyncSession = of_this_request) -> None:
@@ -155,12 +155,12 @@ async def test_code_that_runs_in_a_greenlet_is_named_by_its_line(service: Servic
     await asyncio.wait([sent])
 
 
-async def test_a_holder_whose_task_has_ended_is_named_by_its_function(service: Service) -> None:
+async def test_a_holder_whose_task_has_ended_is_named_by_where_it_took_it(service: Service) -> None:
     await asyncio.create_task(service.client.get("/forget"))
     (holder,) = service.pool.holders()
     assert holder.ended
     assert holder.route == "GET /forget"
-    assert "in forget" in holder.where[0]
+    assert holder.where == (f"{line_of('takes')} in forget",)
 
 
 async def test_holders_outside_a_request_are_named_by_their_task(service: Service) -> None:

@@ -3,10 +3,12 @@
 import asyncio
 import gc
 import inspect
+import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 from greenlet import getcurrent
@@ -39,10 +41,13 @@ def waiting_lines(task: asyncio.Task[Any]) -> tuple[str, ...]:
     return lines_of(reversed(list(suspended_frames(task))))
 
 
-def line_of(function: Callable[..., object]) -> str:
-    """Name the line where a function begins."""
-    code = inspect.unwrap(function).__code__
-    return f"{shorten(code.co_filename)}:{code.co_firstlineno} in {code.co_name}"
+def calling_place() -> tuple[CodeType, int] | None:
+    """Find the innermost line of the service that led here, for `write` to write; takes 1 us."""
+    parent = getcurrent().parent
+    frame = parent.gr_frame if parent else sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] -- documented
+    while frame is not None and not is_ours(frame.f_code.co_filename):
+        frame = frame.f_back
+    return (frame.f_code, frame.f_lineno) if frame is not None else None
 
 
 def lines_of(frames: Iterable[FrameType]) -> tuple[str, ...]:
@@ -50,12 +55,22 @@ def lines_of(frames: Iterable[FrameType]) -> tuple[str, ...]:
     lines: list[str] = []
     for frame in frames:
         code = frame.f_code
-        ours = code.co_filename.endswith(".py") and not code.co_filename.startswith(NOT_OURS)
-        if ours and code.co_name != "<module>":
-            lines.append(f"{shorten(code.co_filename)}:{frame.f_lineno} in {code.co_name}")
+        if is_ours(code.co_filename) and code.co_name != "<module>":
+            lines.append(write(code, frame.f_lineno))
             if len(lines) == SHOWN:
                 break
     return tuple(lines)
+
+
+@cache
+def is_ours(filename: str) -> bool:
+    """Whether a file is one of the service's own, or of its tests."""
+    return filename.endswith(".py") and not filename.startswith(NOT_OURS)
+
+
+def write(code: CodeType, line: int) -> str:
+    """Write a line for people."""
+    return f"{shorten(code.co_filename)}:{line} in {code.co_name}"
 
 
 def callers(frame: FrameType | None) -> Iterator[FrameType]:

@@ -13,7 +13,7 @@ from sqlalchemy import Dialect
 from sqlalchemy.pool import ConnectionPoolEntry
 from starlette.types import Scope
 
-from .lines import calling_lines, line_of, waiting_lines
+from .lines import calling_lines, calling_place, waiting_lines, write
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class Use:
 
     __slots__ = (
         "in_sql",
+        "place",
         "returned",
         "scope",
         "since",
@@ -55,6 +56,8 @@ class Use:
         self.scope = scope
         self.since = since
         self.waited = waited
+        self.place = calling_place()
+        """Where in the service it was taken."""
         self.statements = 0
         self.in_sql = 0.0
         self.sql_since: float | None = None
@@ -84,8 +87,8 @@ class Holder:
     """Seconds of these in which the database had something to do."""
     statements: int
     where: tuple[str, ...]
-    """Lines of the service where it is now, the innermost first; the function that answers the
-    route when it is on no line, because its task has ended or runs in a thread."""
+    """Lines of the service where it is now, the innermost first; when it is on no line, because
+    its task has ended or runs in a thread, the one on which it took the connection."""
     ended: bool
     """Whether its task has ended: then nothing will return the connection."""
     use: Use
@@ -100,7 +103,7 @@ class Holder:
         name = self.route or f"task {self.task}"
         text = f"{name} for {self.held:.2f} s, {self.in_sql:.2f} s of it in SQL"
         if self.where:
-            text += ", now at " if not self.ended else "; its task has ended, it began at "
+            text += ", now at " if not self.ended else "; its task has ended, it was taken at "
             text += " <- ".join(self.where)
         return f"{text} [{self.request_id}]" if self.request_id else text
 
@@ -224,9 +227,8 @@ def holder_of(database: str, use: Use, now: float) -> Holder:
     """Describe who holds a connection."""
     running = 0.0 if use.sql_since is None else now - use.sql_since
     where = waiting_lines(use.task) if use.task else ()
-    endpoint = (use.scope or {}).get("endpoint")
-    if not where and endpoint is not None:
-        where = (line_of(endpoint),)
+    if not where and use.place is not None:
+        where = (write(*use.place),)
     return Holder(
         database=database,
         route=route_of(use.scope),
