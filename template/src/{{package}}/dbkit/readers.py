@@ -166,9 +166,7 @@ def run_alone(
         return session.execute(statement, params, execution_options={"prebuffer_rows": True})
 
 
-def get_alone(
-    engine: Engine, entity: type[T], ident: Any, options: Sequence[ORMOption]
-) -> T | None:
+def get_alone(engine: Engine, entity: Any, ident: Any, options: Sequence[ORMOption]) -> Any:
     """Get an object in AUTOCOMMIT, in a greenlet."""
     with Session(engine) as session:
         session.connection(execution_options=AUTOCOMMIT)
