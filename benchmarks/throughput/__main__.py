@@ -62,6 +62,7 @@ SCENARIOS = {
     "both": ("GET", "/both/{id}"),
 }
 LOADS = [(name, 32) for name in SCENARIOS] + [("read", 1), ("read", 256)]
+MANY = 64
 STEPS = {"read": "/items/{id}", "object": "/object/{id}", "session": "/session/{id}"}
 STEPS["driver"] = "/driver/{id}"
 PROFILED = ("rendered", "fastapi_asyncpg", "naive")
@@ -282,7 +283,9 @@ def measure(contenders: list[str], rounds: int, seconds: float) -> dict[str, Any
             for contender in contenders:
                 with running(contender, urls, folder) as service:
                     for name, clients in LOADS:
-                        found = service.load(*SCENARIOS[name], clients, seconds)
+                        # So long that each of many clients is answered some times.
+                        window = seconds * max(clients // MANY, 1)
+                        found = service.load(*SCENARIOS[name], clients, window)
                         note(contender, f"{name} {clients}", found)
                     note(contender, "start", {"s": service.started, "MiB": service.memory()})
                     if contender == "rendered":

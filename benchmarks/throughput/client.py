@@ -10,7 +10,6 @@ import sys
 import time
 from itertools import count
 
-WARM_UP = 0.25  # seconds in which nothing counts
 FIRST_ID, IDS = 1, 1000  # rows that are read, in turns
 
 numbers = count()
@@ -93,7 +92,7 @@ async def main() -> None:
     loop = asyncio.get_running_loop()
     for _ in range(int(clients)):
         await loop.create_connection(lambda: Client(method, path, results), "127.0.0.1", int(port))
-    await asyncio.sleep(WARM_UP)
+    await asyncio.sleep(float(seconds) / 2)  # Connections are opened, statements prepared.
     results.counting = True
     began = time.perf_counter()
     await asyncio.sleep(float(seconds))
