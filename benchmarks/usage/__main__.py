@@ -1,19 +1,21 @@
-"""Measure what noting holders costs, and print it.
+"""Count the instructions that noting holders costs, and print them.
 
     uv run python -m benchmarks.usage
 
-Takes some 40 seconds. Two engines on one PostgreSQL differ in nothing but that one of them notes
-nothing; they take turns in short rounds, and the figures are those of the fastest tenth: what else
-the machine does only adds.
+Needs valgrind, and takes some five minutes. Of two services on one PostgreSQL, one notes nothing;
+nothing else differs. What a request with one statement executes is counted by callgrind, on which
+the rest of the machine has no say: the same process with few and with many of them, and the
+difference by each. What a bare checkout costs, `benchmarks.overload` counts.
 """
 
 import asyncio
-import random
+import os
+import re
+import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
-from statistics import quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,14 +23,20 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "template" / "src" / "{{package}}"))
 
 import httpx  # noqa: E402
-from dbkit import Database, Databases, DatabaseSettings, install, session_from  # noqa: E402
+from dbkit import (  # noqa: E402
+    Database,
+    Databases,
+    DatabaseSettings,
+    disconnects,
+    install,
+    session_from,
+)
 from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
-from sqlalchemy import URL, select  # noqa: E402
+from sqlalchemy import make_url, select  # noqa: E402
 from sqlalchemy.ext.asyncio import AsyncSession  # noqa: E402
 
-ROUNDS = 300
-PER_ROUND = 40
+FEW, MANY = 100, 500
 
 
 def make_app(database: Database) -> FastAPI:
@@ -58,48 +66,60 @@ def note_nothing(database: Database) -> None:
     del dialect.do_rollback
 
 
-async def compare(act: dict[str, Callable[[], Awaitable[object]]]) -> dict[str, float]:
-    """Return the CPU microseconds of each in its fastest tenth, and the ratio."""
-    costs: dict[str, list[float]] = {name: [] for name in act}
-    for turn in range(ROUNDS + 1):
-        for name in random.sample(list(act), len(act)):
-            began = time.process_time()
-            for _ in range(PER_ROUND):
-                await act[name]()
-            if turn:  # The first is a warm-up.
-                costs[name].append((time.process_time() - began) / PER_ROUND * 1e6)
-    found = {name: quantiles(each, n=10)[0] for name, each in costs.items()}
-    return found | {"ratio": found["noting"] / found["nothing"]}
-
-
-async def measure(url: URL) -> None:
-    """Measure a checkout, and a request."""
-    databases = {name: Database("primary", "postgresql") for name in ("noting", "nothing")}
-    checkouts: dict[str, Callable[[], Awaitable[object]]] = {}
-    requests: dict[str, Callable[[], Awaitable[object]]] = {}
-    for name, database in databases.items():
-        await database.start(DatabaseSettings(url=url, pool_size=4))
-        if name == "nothing":
+async def serve(how: str, times: int, url: str) -> None:
+    """Answer so many requests: what is counted."""
+    database = Database("primary", "postgresql")
+    # Everything is slow under callgrind: nothing that looks at the clock has its turn.
+    disconnects.NOTICE_AFTER = 86400.0
+    patient = DatabaseSettings(
+        url=make_url(url),
+        pool_size=4,
+        connect_timeout=60,
+        ping_after=86400,
+        pool_recycle=86400,
+        keepalive=0,
+    )
+    # No probe and no detectors, which `start()` would add.
+    with database.replaced(database.make(patient)):
+        if how == "nothing":
             note_nothing(database)
         transport = httpx.ASGITransport(make_app(database))
         client = httpx.AsyncClient(transport=transport, base_url="http://test")
+        for _ in range(times):
+            answer = await transport.handle_async_request(client.build_request("GET", "/one"))
+            assert answer.status_code == 200  # noqa: PLR2004 -- else it counts an error
+        await database.engine.dispose()
 
-        async def checkout(database: Database = database) -> None:
-            async with database.engine.connect() as connection:
-                await connection.get_raw_connection()
 
-        async def request(transport: httpx.ASGITransport = transport, of: Any = client) -> None:
-            await transport.handle_async_request(of.build_request("GET", "/one"))
+def count(how: str, times: int, url: str) -> int:
+    """Return the instructions of a process that answers so many requests."""
+    done = subprocess.run(  # noqa: S603 -- ourselves
+        [
+            *("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"),
+            *(sys.executable, "-m", "benchmarks.usage", how, str(times), url),
+        ],
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found = re.search(r"Collected : (\d+)", done.stderr)
+    assert found is not None, done.stderr
+    return int(found[1])
 
-        checkouts[name], requests[name] = checkout, request
-    for what, act in (("checkout", checkouts), ("request", requests)):
-        found = await compare(act)
-        print(
-            f"{what}: {found['nothing']:.1f} us without, {found['noting']:.1f} us with holders:"
-            f" x {found['ratio']:.3f}"
-        )
-    for database in databases.values():
-        await database.stop()
+
+def measure(url: str) -> None:
+    """Count a request with and without holders."""
+    cases = list(product(("noting", "nothing"), (FEW, MANY)))
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        counted = dict(zip(cases, threads.map(lambda case: count(*case, url), cases), strict=True))
+    noting, nothing = (
+        (counted[how, MANY] - counted[how, FEW]) / (MANY - FEW) for how in ("noting", "nothing")
+    )
+    print(
+        f"a request: {nothing:,.0f} instructions without holders, {noting:,.0f} with:"
+        f" x {noting / nothing:.4f}"
+    )
 
 
 def main() -> None:
@@ -108,8 +128,12 @@ def main() -> None:
         TemporaryDirectory() as folder,
         EmbeddedPostgres(Path(folder) / "postgres", settings=TEST_SETTINGS) as server,
     ):
-        asyncio.run(measure(server.url("postgres")))
+        measure(server.url("postgres").render_as_string(hide_password=False))
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        how, times, url = sys.argv[1:]
+        asyncio.run(serve(how, int(times), url))
+    else:
+        main()
