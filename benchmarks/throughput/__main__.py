@@ -2,7 +2,7 @@
 
     uv run --group benchmarks python -m benchmarks.throughput [--quick]
 
-Takes some nine minutes, `--quick` two; on two cores or more, of which the service has the first
+Takes some twelve minutes, `--quick` two; on two cores or more, of which the service has the first
 and its clients the second. Services take turns, round by round, each started anew; figures are
 medians of the rounds, with the least and the most. The PostgreSQL is a real one, over TCP, with
 passwords. Then `plot.py` writes them into the documentation. To measure a service of your own,

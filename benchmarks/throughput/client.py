@@ -10,6 +10,7 @@ import sys
 import time
 from itertools import count
 
+WARM_UP, LONGEST_WARM_UP = 0.25, 5.0  # seconds in which nothing counts
 FIRST_ID, IDS = 1, 1000  # rows that are read, in turns
 
 numbers = count()
@@ -53,6 +54,7 @@ class Client(asyncio.Protocol):
         if len(body) < int(rest.partition(b"\r\n")[0]):
             return
         self.buffer = b""
+        self.results.served.add(self)
         self.results.note(time.perf_counter() - self.sent, good=head[9:10] == b"2")
         if self.results.going:
             self.send()
@@ -71,6 +73,8 @@ class Results:
     def __init__(self) -> None:
         self.going, self.counting = True, False
         self.times: list[float] = []
+        self.served: set[Client] = set()
+        """Clients that were answered."""
         self.answered = 0
         """All answers, counted or not."""
         self.errors = 0
@@ -92,7 +96,11 @@ async def main() -> None:
     loop = asyncio.get_running_loop()
     for _ in range(int(clients)):
         await loop.create_connection(lambda: Client(method, path, results), "127.0.0.1", int(port))
-    await asyncio.sleep(float(seconds) / 2)  # Connections are opened, statements prepared.
+    # A server accepts one client in each turn of its event loop, and is busy with the others.
+    began = time.perf_counter()
+    while len(results.served) < int(clients) and time.perf_counter() < began + LONGEST_WARM_UP:  # noqa: ASYNC110 -- no event
+        await asyncio.sleep(WARM_UP)
+    await asyncio.sleep(WARM_UP)
     results.counting = True
     began = time.perf_counter()
     await asyncio.sleep(float(seconds))

@@ -61,7 +61,7 @@ def tables(results: dict[str, Any]) -> str:
                 ),
             ]
         ),
-        "One row by key: p50 and p99 in ms by clients, CPU of the service in us; all errors.",
+        "One row by key: p50 and p99 in ms by clients, CPU of the service in us; errors, 503s among them.",
         table(
             [
                 ["", "1", "32", "256", "CPU", "errors"],
