@@ -61,7 +61,7 @@ def tables(results: dict[str, Any]) -> str:
                 ),
             ]
         ),
-        "One row by key: p50 and p99 in ms by clients, CPU of the service in us; errors, 503s among them.",
+        "One row by key: p50 and p99 in ms by clients, CPU in us, errors (503s are among them).",
         table(
             [
                 ["", "1", "32", "256", "CPU", "errors"],
