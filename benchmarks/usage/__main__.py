@@ -14,7 +14,6 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -110,15 +109,14 @@ def count(how: str, times: int, url: str) -> int:
 
 def measure(url: str) -> None:
     """Count a request with and without holders."""
-    cases = list(product(("noting", "nothing"), (FEW, MANY)))
+    hows, times, urls = ("noting", "noting", "nothing", "nothing"), (FEW, MANY) * 2, (url,) * 4
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        counted = dict(zip(cases, threads.map(lambda case: count(*case, url), cases), strict=True))
-    noting, nothing = (
-        (counted[how, MANY] - counted[how, FEW]) / (MANY - FEW) for how in ("noting", "nothing")
-    )
+        few_with, many_with, few_without, many_without = threads.map(count, hows, times, urls)
+    with_holders = (many_with - few_with) / (MANY - FEW)
+    without = (many_without - few_without) / (MANY - FEW)
     print(
-        f"a request: {nothing:,.0f} instructions without holders, {noting:,.0f} with:"
-        f" x {noting / nothing:.4f}"
+        f"a request: {without:,.0f} instructions without holders, {with_holders:,.0f} with:"
+        f" x {with_holders / without:.4f}"
     )
 
 
