@@ -5,6 +5,7 @@ uv run --group plots python -m benchmarks.throughput.plot
 
 import json
 import math
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -162,7 +163,7 @@ def draw(results: dict[str, Any]) -> None:
         colours = ["#1f6f8b" if each.startswith("rendered") else "#b9c3c9" for each in names]
         bars = axes.barh(range(len(names)), rates, color=colours)
         axes.bar_label(bars, fmt="{:,.0f}", fontsize=7, padding=2)
-        axes.set_title(HEADINGS[scenario], fontsize=9)
+        axes.set_title(fill(HEADINGS[scenario], 22), fontsize=9)
         axes.set_xticks([])
         axes.set_yticks(range(len(names)), [CONTENDERS[each].strip("*") for each in names])
         axes.tick_params(labelsize=7, labelleft=scenario == "read")
