@@ -310,7 +310,7 @@ def measure(contenders: list[str], rounds: int, seconds: float) -> dict[str, Any
 def profile(contender: str, urls: dict[str, str], folder: Path) -> dict[str, float]:
     """Count the calls of each layer for one request."""
     done = subprocess.run(  # noqa: S603 -- our own
-        [sys.executable, "-m", "benchmarks.throughput.profile", contender],
+        [sys.executable, "-m", "benchmarks.throughput.calls", contender],
         cwd=REPOSITORY,
         env=os.environ | environment(urls, folder),
         check=True,

@@ -15,10 +15,12 @@ from uuid import uuid4
 
 import pytest
 from dbkit.embedded import EmbeddedPostgres
+from dbkit.shells import shell_mysql
 from debian import find_program
 from httpx import AsyncClient, HTTPError
 from mariadb import MariaDB
 from rendering import Renderer
+from sqlalchemy import make_url
 
 # A finder that hides the binaries of the embedded PostgreSQL, as in production.
 PRODUCTION = """
@@ -322,6 +324,18 @@ def test_dbshell_reads_sql_from_its_input(service: Service, database: str) -> No
 
     assert done.code == 0
     assert "42" in done.out
+
+
+def test_dbshell_of_mariadb_names_the_files_of_a_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mariadb").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    files = {"sslrootcert": "ca.pem", "sslcert": "own.pem", "sslkey": "own.key"}
+
+    (_, *options), _ = shell_mysql(make_url("mysql+asyncmy://app@db/shop").set(query=files))
+
+    assert {"--ssl-ca=ca.pem", "--ssl-cert=own.pem", "--ssl-key=own.key"} < set(options)
 
 
 def test_dbshell_reads_sql_from_its_input_on_mariadb(render: Renderer, mariadb: MariaDB) -> None:

@@ -46,6 +46,8 @@ def shell_mysql(url: URL) -> Shell:
         "user": url.username,
         "socket": url.query.get("unix_socket"),
         "ssl-ca": url.query.get("sslrootcert"),
+        "ssl-cert": url.query.get("sslcert"),
+        "ssl-key": url.query.get("sslkey"),
     }
     options = [f"--{name}={value}" for name, value in given.items() if value]
     password = {"MYSQL_PWD": url.password} if url.password else {}

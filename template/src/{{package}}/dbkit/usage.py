@@ -265,7 +265,7 @@ def mounts_of(scope: Scope) -> str:
         return ""
     names = {value: name for name, value in scope["path_params"].items()}
     taken = scope["root_path"].removeprefix(scope["app_root_path"]).split("/")
-    return "/".join(f"{{{names[each]}}}" if each in names else each for each in taken)
+    return "/".join("{" + names[each] + "}" if each in names else each for each in taken)
 
 
 def request_id_of(scope: Scope | None) -> str | None:

@@ -19,11 +19,11 @@ from ..pool import FairPool
 
 COMMITTED = "mark the test with @pytest.mark.committed: a database of its own, with a whole pool"
 
-ONE_CONNECTION = f"""\
-{{name}}: the sandbox has one connection, and {{why}}:
-  {{holder}}
+ONE_CONNECTION = """\
+{name}: the sandbox has one connection, and {why}:
+  {holder}
   1. end the first session before the second begins (a request needs one too);
-  2. or {COMMITTED}."""
+  2. or {committed}."""
 
 OTHER_LOOP = """\
 {name}: a pool belongs to one event loop, and this is not the one that the fixtures run in.
@@ -85,19 +85,20 @@ class Watch:
         for checkout in self.held.values():
             if one_connection and checkout.task is task and not checkout.by_fixture:
                 why = "this task holds it already"
-                raise InvalidRequestError(
-                    ONE_CONNECTION.format(name=self.name, why=why, holder=checkout)
-                )
+                raise self._refusal(why, checkout)
 
     def waited_in_vain(self, seconds: float) -> InvalidRequestError | None:
         """Explain a timeout in the sandbox, unless a fixture wanted it."""
         for checkout in self.held.values():
             if not checkout.by_fixture:
                 why = f"another task has held it for {seconds:g} s"
-                return InvalidRequestError(
-                    ONE_CONNECTION.format(name=self.name, why=why, holder=checkout)
-                )
+                return self._refusal(why, checkout)
         return None
+
+    def _refusal(self, why: str, holder: object) -> InvalidRequestError:
+        return InvalidRequestError(
+            ONE_CONNECTION.format(name=self.name, why=why, holder=holder, committed=COMMITTED)
+        )
 
     @contextmanager
     def by_fixture(self) -> Generator[None]:

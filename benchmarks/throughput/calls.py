@@ -1,6 +1,6 @@
 """Count what each layer does for one request: calls of Python and of C, which load has no say in.
 
-    python -m benchmarks.throughput.profile CONTENDER
+    python -m benchmarks.throughput.calls CONTENDER
 
 It asks the application itself, without a server around it, in the environment that `__main__.py`
 gives to a service; it prints the calls by layer, as JSON.
