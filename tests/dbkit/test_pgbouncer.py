@@ -51,7 +51,9 @@ def pooled_url(pooler: URL, database_url: URL) -> str:
 @pytest.fixture
 async def pooled(pooled_url: str) -> AsyncIterator[Database]:
     """Open a database behind PgBouncer, with ten times as many connections as that has."""
-    database = Database("orders", "postgresql", url=pooled_url, pgbouncer=True, pool_size=20)
+    database = Database(
+        "orders", "postgresql", url=pooled_url, pgbouncer=True, pool_size=20, queue_target=0
+    )
     async with database.open():
         yield database
 
