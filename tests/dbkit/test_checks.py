@@ -6,7 +6,7 @@ import pytest
 from dbkit import Database, Databases, migrations
 from dbkit.checks import Finding, check, check_variables
 from dbkit.urls import Dialect
-from sqlalchemy import URL
+from sqlalchemy import URL, Column, ForeignKey, String, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -145,10 +145,41 @@ async def test_models_without_a_migration_are_a_warning_with_its_command(url: st
         Finding(
             "database.W002",
             "orders",
-            "the models ask for what no migration makes",
+            "the models ask for what no migration makes: add table things",
             "run `manage.py makemigrations --database orders MESSAGE`",
         )
     ]
+
+
+async def test_what_the_models_ask_for_is_said_by_table_and_column(url: str) -> None:
+    database = declare("orders", url=url)
+    assert database.base is not None
+    things = database.base.metadata.tables["things"]
+    things.append_column(Column("size", String(20), nullable=False, server_default="L", index=True))
+    things.append_column(Column("colour", Text, unique=True))
+    things.append_column(Column("part_of", ForeignKey("things.id", name="fk_things")))
+    await migrations.make(database, "nothing yet", empty=True)
+    await migrations.migrate(database)
+    async with migrations.connect(database) as connection:
+        await connection.execute(text("CREATE TABLE things (id serial PRIMARY KEY, size text)"))
+        await connection.execute(text("CREATE TABLE remains (id integer)"))
+        await connection.commit()
+
+    changes = [
+        "remove table remains",
+        "add column things.colour",
+        "add column things.part_of",
+        "modify type of things.size from TEXT to VARCHAR(20)",
+        "modify nullable of things.size from True to False",
+        "add index ix_things_size of things",
+        "add constraint (unnamed) of things",
+        "add fk fk_things of things",
+    ]
+    assert await migrations.changes(database) == changes
+    (found,) = await findings(database)
+    assert found.text == (
+        f"the models ask for what no migration makes: {', '.join(changes[:5])}, 3 more"
+    )
 
 
 def test_a_variable_with_a_misspelt_prefix_is_a_warning(

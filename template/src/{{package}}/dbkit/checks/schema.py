@@ -7,6 +7,9 @@ from alembic.util import CommandError
 from .. import migrations
 from .finding import Finding, Subject
 
+SHOWN = 5
+"""Changes that a finding names."""
+
 
 async def check_schema(subject: Subject) -> AsyncGenerator[Finding]:
     """Compare the schema with the migrations and the models, where they are ours."""
@@ -21,10 +24,11 @@ async def check_schema(subject: Subject) -> AsyncGenerator[Finding]:
                 f"migrations not applied: {len(pending)}, from {pending[0].revision} on",
                 f"run `manage.py migrate --database {database.name}`",
             )
-        elif await migrations.changes(database):
+        elif changes := await migrations.changes(database):
+            more = [f"{len(changes) - SHOWN} more"] if len(changes) > SHOWN else []
             yield subject.finding(
                 "database.W002",
-                "the models ask for what no migration makes",
+                f"the models ask for what no migration makes: {', '.join(changes[:SHOWN] + more)}",
                 f"run `manage.py makemigrations --database {database.name} MESSAGE`",
             )
     except CommandError as error:
