@@ -27,9 +27,7 @@ LEFT = text("""
     SELECT 'statement ' || name FROM pg_prepared_statements
     UNION ALL SELECT 'setting ' || name FROM pg_settings
         WHERE source = 'session' AND setting <> reset_val
-        -- PgBouncer sets the one, and asyncpg the other: around its look-up of a type, as
-        -- statements of their own, the second of which may be run on another connection.
-        AND name NOT IN ('application_name', 'jit')
+        AND name <> 'application_name'  -- PgBouncer sets it.
     UNION ALL SELECT 'table ' || relname FROM pg_class WHERE relpersistence = 't'
     UNION ALL SELECT 'lock' FROM pg_locks WHERE locktype = 'advisory'
 """)

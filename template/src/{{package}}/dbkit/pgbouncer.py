@@ -5,6 +5,7 @@ each statement is described and parsed anew, without a name: the one way that st
 PgBouncer 1.18 and 1.24, inside transactions and outside, also after ALTER TABLE.
 """
 
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -30,6 +31,12 @@ def behind_pgbouncer(arguments: dict[str, Any]) -> dict[str, Any]:
                 query += begin
             status: str = await connection.execute(self, query, *args, timeout=timeout)
             return status
+
+        async def _introspect_types(self, *arguments: Any) -> Any:
+            # asyncpg sets `jit` off before and back after: here on the same connection.
+            outside = nullcontext() if self.is_in_transaction() else self.transaction()
+            async with outside:
+                return await connection._introspect_types(self, *arguments)  # noqa: SLF001 -- ours
 
     return arguments | {
         "server_settings": {"application_name": name},
