@@ -137,7 +137,7 @@ async def test_refused_callers_are_told_at_once_and_why() -> None:
     assert error.__cause__ is server.refusal
     assert str(error).startswith(
         "primary: cannot connect: ConnectionRefusedError: [Errno 111] Connect call failed"
-        " (3 failures in a row, asked again in "
+        " (failures in a row: 3, asked again in "
     )
     assert str(error).endswith("  1. See that the server runs, and that DATABASE_URL names it.")
 

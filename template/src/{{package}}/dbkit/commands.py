@@ -148,7 +148,8 @@ def check(
         if finding.hint:
             typer.echo(f"    {finding.hint}")
     left_out = f", {count - len(findings)} silenced" if count > len(findings) else ""
-    typer.echo(f"{len(chosen)} checked, {len(findings)} findings{left_out}.")
+    plural = "" if len(findings) == 1 else "s"
+    typer.echo(f"{len(chosen)} checked, {len(findings)} finding{plural}{left_out}.")
     raise typer.Exit(any(each.is_error or fail_level == "warning" for each in findings))
 
 

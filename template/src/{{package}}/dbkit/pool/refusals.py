@@ -77,7 +77,7 @@ class Refusals:
             reason = f"{status.name}: cannot connect: {name}{text and ': '}{text}"
         again = f", asked again in {max(breaker.retry_at - now, 0):.2f} s"
         text = advise(
-            f"{reason} ({breaker.failures} failures in a row"
+            f"{reason} (failures in a row: {breaker.failures}"
             f"{again if breaker.state == 'open' else ''}; {status})",
             f"See that the server runs, and that {self._env}URL names it.",
         )
@@ -119,10 +119,10 @@ class Refusals:
             self._background.later("quiet", rest, self._look_whether_over)
             return
         logger.warning(
-            "%s; no longer overloaded: %d callers were turned away in %.1f s",
+            "%s; no longer overloaded, after %.1f s; callers turned away: %d",
             self._pool.status(),
-            self._turned_away,
             self._last - self._began,
+            self._turned_away,
         )
         self._turned_away = 0
 
