@@ -162,7 +162,8 @@ def test_a_day_of_work(service: Service) -> None:
         "    run `manage.py migrate --database audit`",
         "2 checked, 2 findings.",
     ]
-    assert service.manage("check", "--fail-level", "warning").code == 1
+    one = service.manage("check", "--database", "primary", "--fail-level", "warning")
+    assert (one.code, one.out.splitlines()[-1]) == (1, "1 checked, 1 finding.")
     assert service.manage("check", SILENCED_CHECKS="database.W001,").out == (
         "2 checked, 0 findings, 2 silenced.\n"
     )
@@ -336,6 +337,11 @@ def test_dbshell_of_mariadb_names_the_files_of_a_certificate(
     (_, *options), _ = shell_mysql(make_url("mysql+asyncmy://app@db/shop").set(query=files))
 
     assert {"--ssl-ca=ca.pem", "--ssl-cert=own.pem", "--ssl-key=own.key"} < set(options)
+
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "mariadb"))
+    (_, *options), _ = shell_mysql(make_url("mysql://db/shop?sslrootcert=system"))
+
+    assert f"--ssl-ca={tmp_path / 'mariadb'}" in options
 
 
 def test_dbshell_reads_sql_from_its_input_on_mariadb(render: Renderer, mariadb: MariaDB) -> None:

@@ -1,6 +1,7 @@
 """The shell of a database: which program it is, and how it is told where to connect."""
 
 import shutil
+import ssl
 import sys
 from contextlib import suppress
 from importlib.util import find_spec
@@ -40,12 +41,17 @@ def shell_mysql(url: URL) -> Shell:
     program = shutil.which("mariadb") or shutil.which("mysql")
     if program is None:
         sys.exit("mariadb is not installed, nor mysql")
+    authority, folder = url.query.get("sslrootcert"), None
+    if authority == "system":
+        machine = ssl.get_default_verify_paths()
+        authority, folder = machine.cafile, machine.capath
     given = {
         "host": url.host,
         "port": url.port,
         "user": url.username,
         "socket": url.query.get("unix_socket"),
-        "ssl-ca": url.query.get("sslrootcert"),
+        "ssl-ca": authority,
+        "ssl-capath": folder,
         "ssl-cert": url.query.get("sslcert"),
         "ssl-key": url.query.get("sslkey"),
     }
