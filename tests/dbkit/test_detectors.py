@@ -15,6 +15,7 @@ from dbkit.detectors import IDLE_HOLD, QUIET, Detectors
 from dbkit.watchdog import Watchdog
 from fastapi import FastAPI
 from marked import line_marked
+from pool_proxy import Proxy
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from waiting import until
@@ -140,6 +141,28 @@ async def test_a_slow_statement_is_not_taken_for_an_idle_hold(
         task.cancel()
         await asyncio.wait([task])
     assert messages(caplog) == []
+
+
+async def test_a_server_that_does_not_even_hang_up_is_not_taken_for_an_idle_hold(
+    database_url: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Proxy(database_url) as way, opened(way.url) as database:
+
+        async def ask() -> None:
+            async with database.session() as session:
+                await session.execute(text("select pg_sleep(60)"))
+
+        task = asyncio.create_task(ask())
+        await until(lambda: any(use.sql_since for use in database.pool.uses()))
+        way.freeze()
+        task.cancel()  # SQLAlchemy gives the server two seconds to close the connection.
+        await until(lambda: database.pool.uses()[0].in_sql > 0)
+        detectors_of(database, leak_after=0).look(time.monotonic() + 30)
+        (holder,) = database.pool.holders()
+        way.thaw()
+        await asyncio.wait([task])
+    assert "nothing to do" not in caplog.text
+    assert holder.idle < holder.in_sql
 
 
 # A loop that is blocked

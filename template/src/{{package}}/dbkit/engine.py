@@ -109,7 +109,7 @@ def create_engine(
     if dialect_name == "mysql":
         mysql.prepare(engine, lambda: create_engine(name, prefix, settings, pooled=False))
     if pooled:
-        time_statements(engine.dialect)
+        time_statements(engine.sync_engine)
     if dialect_name == "sqlite":
         event.listen(engine.sync_engine, "begin", begin_sqlite)
     return engine

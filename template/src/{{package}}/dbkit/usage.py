@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from sqlalchemy import Dialect
+from sqlalchemy import Engine, event
 from sqlalchemy.pool import ConnectionPoolEntry
 from starlette.types import Scope
 
@@ -23,6 +23,8 @@ MOST_ROUTES = 500
 """Routes that are counted apart; all that come later are `OTHERS`."""
 OTHERS = "(other routes)"
 NO_ROUTE = "(no route)"
+WEBSOCKET = "WEBSOCKET"
+"""Its method, as it has none."""
 KEY = "use"
 """Where the record of a connection has its checkout."""
 REQUEST_ID, USES = "dbkit.request_id", "dbkit.uses"
@@ -61,7 +63,7 @@ class Use:
         self.statements = 0
         self.in_sql = 0.0
         self.sql_since: float | None = None
-        """When the statement that runs now began."""
+        """When the statement that runs now began, or the closing of the connection."""
         self.returned: float | None = None
 
     @property
@@ -178,6 +180,8 @@ class Usage:
         if self._holding.get(use.task) is record:
             del self._holding[use.task]
         use.returned = now
+        if use.sql_since is not None:  # It was closed, not given back.
+            use.in_sql += now - use.sql_since
         held = now - use.since
         self.buckets[bisect_left(BUCKETS, held)] += 1
         name = route_of(use.scope) or NO_ROUTE
@@ -247,7 +251,8 @@ def route_of(scope: Scope | None) -> str | None:
     """Name a request's route by method and template: never by what a client sent."""
     if scope is None:
         return None
-    return f"{scope.get('method', 'WEBSOCKET')} {template_of(scope) or NO_ROUTE}"
+    template = template_of(scope)
+    return f"{scope.get('method', WEBSOCKET)} {template}" if template else NO_ROUTE
 
 
 def template_of(scope: Scope) -> str | None:
@@ -280,12 +285,14 @@ def request_id_of(scope: Scope | None) -> str | None:
     return None
 
 
-def time_statements(dialect: Dialect) -> None:
-    """Have a dialect note, for each checkout, the statements and the seconds that they take.
+def time_statements(engine: Engine) -> None:
+    """Have an engine note, for each checkout, the statements and the seconds that they take.
 
     SQLAlchemy's events around a statement cost 8 us each time, for they switch on all others;
     this costs 0.5 us.
     """
+    event.listen(engine, "invalidate", time_closing)
+    dialect = engine.dialect
     methods: Any = dialect  # As it types them, they could not be replaced.
     for name in ("do_execute", "do_executemany", "do_execute_no_params"):
         setattr(dialect, name, timed_statement(getattr(methods, name)))
@@ -328,6 +335,12 @@ def timed_end(end: Callable[[Any], None]) -> Callable[[Any], None]:
             use.sql_since = None
 
     return timed
+
+
+def time_closing(_connection: object, record: ConnectionPoolEntry, _error: object) -> None:
+    """Time what closes a connection whose statement was cut short: a server may be asked first."""
+    if (use := use_of(record)) is not None:
+        use.sql_since = monotonic()
 
 
 def use_of(connection: Any) -> Use | None:
