@@ -1,9 +1,11 @@
 """The causes of an exhausted pool, planted in a service: each is named by route and line."""
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from collector import collecting
+from collector import Collector, collecting
+from opentelemetry.proto.metrics.v1.metrics_pb2 import HistogramDataPoint, NumberDataPoint
 from rendering import Renderer
 from running import copy_of, manage, running, wait_until
 
@@ -40,6 +42,22 @@ async def sleep(session: PrimarySession) -> None:
 async def block() -> None:
     time.sleep(2)
 """
+
+
+def check_what_was_exported(collector: Collector) -> None:
+    """FastAPI's own telemetry, which has set up the exporter, and the kit's beside it."""
+    metrics, spans = collector.metrics(), collector.received["/v1/traces"]
+    requests = metrics["fastapi", "http.server.request.duration"].histogram.data_points
+    checkouts = metrics["dbkit", "dbkit.pool.route.checkouts"].sum.data_points
+    assert metrics["dbkit", "db.client.connection.use_time"].histogram.data_points[0].count > 0
+    assert b"http.route" in spans
+    assert ("GET", "/faults/sleep") in routes_of(checkouts) <= routes_of(requests)
+
+
+def routes_of(points: Iterable[NumberDataPoint | HistogramDataPoint]) -> set[tuple[str, str]]:
+    """Return the methods and routes that a metric has values of."""
+    named = [{each.key: each.value.string_value for each in point.attributes} for point in points]
+    return {(each["http.request.method"], each["http.route"]) for each in named}
 
 
 def line_of(text: str) -> str:
@@ -102,12 +120,9 @@ def test_each_fault_is_named_in_the_log_in_the_503_and_by_the_command_and_is_cou
             wait_until(lambda name=name: collector.total(name) > 0, f"{name} is exported")
         show = "pools", "show", "--url", str(service.client.base_url)
         shown = manage(folder, *show, variables={"POOLS_TOKEN": TOKEN})
+        assert service.stop() == 0
 
-    # FastAPI's own telemetry, which has set up the exporter, and the kit's beside it.
-    metrics, spans = collector.metrics(), collector.received["/v1/traces"]
-    assert metrics["fastapi", "http.server.request.duration"].histogram.data_points
-    assert metrics["dbkit", "db.client.connection.use_time"].histogram.data_points[0].count > 0
-    assert b"http.route" in spans
+    check_what_was_exported(collector)
 
     def line_with(words: str) -> str:
         return next(each for each in said if words in each)

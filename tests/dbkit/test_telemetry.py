@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 import pytest
 from dbkit import Database, Databases, PoolTimeout, install
-from dbkit.metrics import METRICS, POOL, TIMES
+from dbkit.metrics import METRICS, POOL, TIMES, split
 from dbkit.prometheus import Collector, underscores
+from dbkit.usage import NO_ROUTE, OTHERS
 from fastapi import FastAPI
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
@@ -79,7 +80,7 @@ class Service:
 
 @asynccontextmanager
 async def serving(url: URL, patch: pytest.MonkeyPatch, **set_: str) -> AsyncGenerator[Service]:
-    """Serve `/metrics`, and nothing else."""
+    """Serve `/metrics`, and one route."""
     variables = {
         "PRIMARY_DATABASE_URL": url.set(drivername="postgresql").render_as_string(
             hide_password=False
@@ -94,6 +95,12 @@ async def serving(url: URL, patch: pytest.MonkeyPatch, **set_: str) -> AsyncGene
     databases = Databases(Database("primary", "postgresql"))
     app = FastAPI()
     install(app, databases)
+
+    @app.get("/items/{item_id}")
+    async def read(item_id: int) -> Any:
+        async with databases["primary"].session() as session:
+            return await session.scalar(text("select cast(:id as int)"), {"id": item_id})
+
     transport = httpx.ASGITransport(app)
     async with (
         databases.open(),
@@ -123,9 +130,9 @@ def collect(reader: InMemoryMetricReader) -> Readings:
 async def test_gauges_are_the_truth_at_every_step(
     database_url: URL, reader: InMemoryMetricReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = collect(reader)
     async with serving(database_url, monkeypatch) as service:
         pool = service.database.pool
-        before = collect(reader)
 
         async def agree(used: int, idle: int, waiting: int = 0, left_over: int = 0) -> None:
             """Compare all that tell, with each other and with what must be so."""
@@ -173,7 +180,7 @@ async def test_gauges_are_the_truth_at_every_step(
         assert scraped["db_client_connection_timeouts_total", ""] == 1
         assert seen["dbkit.pool.connects", "waiter"] == 3
         assert seen["dbkit.pool.connects", "min_ready"] == 1
-        for name, more in (("wait_time", 2), ("use_time", 2)):
+        for name, more in (("wait_time", 2), ("use_time", 2), ("create_time", 4)):
             of = f"db.client.connection.{name}", ""
             assert seen[of] - before.get(of, 0) == more
         assert scraped["db_client_connection_use_time_seconds_count", ""] == 2
@@ -190,21 +197,47 @@ async def test_both_have_every_metric(
     database_url: URL, reader: InMemoryMetricReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(database_url, monkeypatch) as service:
-        async with service.database.session() as session:
-            await session.scalar(text("select 1"))
-        seen = {name for name, _ in collect(reader)}
+        assert (await service.client.get("/items/7")).json() == 7
+        readings, scraped = collect(reader), await service.scrape()
+        seen = {name for name, _ in readings}
         families = {family.name for family in Collector(service.databases).collect()}
     assert {each.name for each in METRICS} <= seen
     assert {underscores(each.name) for each in METRICS if each.unit != "s"} <= families
     assert {f"{underscores(name)}_seconds" for name in TIMES} <= families
+    assert readings["dbkit.pool.route.checkouts", "GET/items/{item_id}"] == 1
+    assert scraped["dbkit_pool_route_checkouts_total", "GET/items/{item_id}"] == 1
 
 
-async def test_what_is_closed_is_told_of_no_more(
+@pytest.mark.parametrize(
+    ("route", "attributes"),
+    [
+        ("GET /", ("GET", "/")),
+        ("WEBSOCKET /news/{topic}", ("", "/news/{topic}")),
+        (NO_ROUTE, ("", "")),
+        (OTHERS, ("", OTHERS)),
+    ],
+)
+def test_routes_have_the_attributes_of_semantic_conventions(
+    route: str, attributes: tuple[str, str]
+) -> None:
+    assert split(route) == attributes
+
+
+async def test_the_last_export_has_what_the_pools_came_to(
     database_url: URL, reader: InMemoryMetricReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    checkouts, closed = ("dbkit.pool.route.checkouts", ""), ("dbkit.pool.closed", "retired")
+    async with serving(database_url, monkeypatch) as service:
+        async with service.database.session() as session:
+            await session.scalar(text("select 1"))
+        assert collect(reader)[closed] == 0
+
+    last = collect(reader)  # FastAPI and OpenTelemetry's distributions: after the lifespan.
+
+    assert (last[COUNT, "used"], last[COUNT, "idle"]) == (0, 0)
+    assert (last[checkouts], last[closed]) == (1, 1)
     async with serving(database_url, monkeypatch):
-        assert (COUNT, "idle") in collect(reader)
-    assert (COUNT, "idle") not in collect(reader)
+        assert checkouts not in collect(reader)
 
 
 @pytest.mark.parametrize(

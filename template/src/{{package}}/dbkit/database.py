@@ -27,6 +27,7 @@ from .readers import AUTOCOMMIT, Parameters, Reader, run_alone
 from .replicas import History, PrimaryProbe, ReplicaProbe, ReplicaReader, note_commit
 from .settings import DatabaseSettings, Declared, environment, origins, read_settings
 from .sqlstates import is_retryable, sqlstate
+from .telemetry import record_times
 from .urls import Dialect
 
 logger = logging.getLogger(__name__)
@@ -199,6 +200,7 @@ class Database:
         """
         self._opened = self.make(settings)
         self.origins = origins(self.env_prefix, self.declared)
+        record_times(self.name, self.pool.usage)
         await self.probe.start(self.pool.retry)
         detectors = Detectors(lambda: self.pool, settings.leak_after, self.env_prefix)
         self._watching = asyncio.create_task(detectors.run(), name=f"detectors of {self.name}")
@@ -218,7 +220,7 @@ class Database:
             self._watching.cancel()
         taken = await self.pool.drain(opened.settings.drain_timeout)
         if taken:
-            logger.warning("%s: %d connections were still in use, and are closed", self.name, taken)
+            logger.warning("%s: connections still in use, now closed: %d", self.name, taken)
         self._opened = None
         await opened.engine.dispose()
 

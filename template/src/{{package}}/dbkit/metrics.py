@@ -1,6 +1,7 @@
 """What pools tell of themselves in numbers, by OpenTelemetry's names.
 
-Every number is asked of the live pool when somebody collects. Semantic conventions 1.44:
+Every number is asked of the live pool when somebody collects, in a thread of theirs: nothing here
+may change the pool. Semantic conventions 1.44:
 https://opentelemetry.io/docs/specs/semconv/db/database-metrics/
 """
 
@@ -9,13 +10,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from .pool import FairPool
+from .usage import OTHERS, WEBSOCKET
 
 if TYPE_CHECKING:
     from .databases import Databases
 
 POOL = "db.client.connection.pool.name"
 STATE = "db.client.connection.state"
-ROUTE = "http.route"
+ROUTE = "http.request.method", "http.route"
+
+Source = tuple[dict[str, str], Any]
+"""A `FairPool`, or the `Watchdog`, and the attributes of all that it says."""
 
 
 @dataclass(frozen=True)
@@ -26,27 +31,38 @@ class Metric:
     kind: Literal["gauge", "counter"]
     unit: str
     description: str
-    read: Callable[[Any], float | Mapping[str, float]]
+    read: Callable[[Any], float | Mapping[tuple[str, ...], float]]
     """Reads it of a `FairPool`; of the `Watchdog`, if it is no pool's."""
-    attribute: str = ""
+    attributes: tuple[str, ...] = ()
+    """What the keys of `read` say; an empty part of one says nothing."""
     of_pool: bool = True
 
     @property
     def labels(self) -> list[str]:
-        """The attributes that each value has."""
-        return [*([POOL] if self.of_pool else []), *([self.attribute] if self.attribute else [])]
+        """The attributes that values have."""
+        return [*([POOL] if self.of_pool else []), *self.attributes]
 
 
-def by_route(field: str) -> Callable[[FairPool], Mapping[str, float]]:
+def by_route(field: str) -> Callable[[FairPool], Mapping[tuple[str, ...], float]]:
     """Read one field of what each route has used."""
-    return lambda pool: {name: getattr(used, field) for name, used in pool.usage.routes.items()}
+    return lambda pool: {
+        split(name): getattr(used, field) for name, used in pool.usage.routes.copy().items()
+    }
+
+
+def split(route: str) -> tuple[str, str]:
+    """Split a route in method and template, as FastAPI's telemetry: WebSockets have no method."""
+    if route == OTHERS:
+        return "", route
+    method, slash, template = route.partition(" /")
+    return (method if slash and method != WEBSOCKET else "", slash.strip() + template)
 
 
 # fmt: off
 METRICS = (
     Metric("db.client.connection.count", "gauge", "{connection}",
            "Open connections, by state.",
-           lambda pool: {"idle": pool.checkedin(), "used": pool.checkedout()}, STATE),
+           lambda pool: {("idle",): pool.checkedin(), ("used",): pool.checkedout()}, (STATE,)),
     Metric("db.client.connection.idle.max", "gauge", "{connection}",
            "Idle connections that are kept.",
            lambda pool: pool.settings.pool_size),
@@ -58,26 +74,27 @@ METRICS = (
            lambda pool: pool.settings.max_connections),
     Metric("db.client.connection.pending_requests", "gauge", "{request}",
            "Callers that wait for a connection.",
-           lambda pool: pool.snapshot().waiting),
+           lambda pool: pool.waiting()),
     Metric("db.client.connection.timeouts", "counter", "{timeout}",
            "Callers that waited for `pool_timeout` in vain.",
-           lambda pool: pool.snapshot().timeouts),
+           lambda pool: pool.counters.timeouts),
     Metric("dbkit.pool.shed", "counter", "{request}",
            "Callers turned away because the queue stood, or was full.",
-           lambda pool: pool.snapshot().shed),
+           lambda pool: pool.counters.shed),
     Metric("dbkit.pool.refused", "counter", "{request}",
            "Callers told that the server cannot be reached.",
-           lambda pool: pool.snapshot().refused),
+           lambda pool: pool.counters.refused),
     Metric("dbkit.pool.connects", "counter", "{connection}",
            "Connections opened, by what for.",
-           lambda pool: pool.usage.connects, "reason"),
+           lambda pool: {(why,): n for why, n in pool.usage.connects.copy().items()},
+           ("reason",)),
     Metric("dbkit.pool.connect_errors", "counter", "{error}",
            "Attempts to open a connection that failed.",
-           lambda pool: pool.snapshot().connect_errors),
+           lambda pool: pool.counters.connect_errors),
     Metric("dbkit.pool.closed", "counter", "{connection}",
            "Connections closed: retired in good health, or lost.",
-           lambda pool: {"retired": pool.snapshot().retired, "lost": pool.snapshot().lost},
-           "reason"),
+           lambda pool: {("retired",): pool.counters.retired, ("lost",): pool.counters.lost},
+           ("reason",)),
     Metric("dbkit.pool.leaks", "counter", "{connection}",
            "Connections held for longer than `leak_after`.",
            lambda pool: pool.usage.leaks),
@@ -110,13 +127,18 @@ TIMES = {
 """Histograms, in seconds."""
 
 
-def readings(metric: Metric, databases: "Databases") -> Iterable[tuple[dict[str, str], float]]:
-    """Read a metric, of every open database where pools have it: attributes and value."""
-    sources: list[tuple[dict[str, str], Any]] = [({}, databases.watchdog)]
-    if metric.of_pool:
-        sources = [({POOL: each.name}, each.pool) for each in databases.values() if each.is_open]
-    for attributes, source in sources:
-        found = metric.read(source)
-        values = found.items() if isinstance(found, Mapping) else [("", found)]
-        for name, value in values:
-            yield attributes | ({metric.attribute: name} if name else {}), value
+def sources(databases: "Databases") -> list[Source]:
+    """Return what there is to ask: the watchdog, and the pools that are open."""
+    pools = [({POOL: each.name}, each.pool) for each in databases.values() if each.is_open]
+    return [({}, databases.watchdog), *pools]
+
+
+def readings(metric: Metric, asked: Iterable[Source]) -> Iterable[tuple[dict[str, str], float]]:
+    """Read a metric of all that have it: attributes and value."""
+    for attributes, source in asked:
+        if isinstance(source, FairPool) == metric.of_pool:
+            found = metric.read(source)
+            values = found.items() if isinstance(found, Mapping) else [((), found)]
+            for key, value in values:
+                more = {k: v for k, v in zip(metric.attributes, key, strict=False) if v}
+                yield attributes | more, value

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException, Request, Response
 
-from .metrics import METRICS, POOL, TIMES, readings
+from .metrics import METRICS, POOL, TIMES, readings, sources
 from .routing import KitRouter
 from .usage import BUCKETS
 
@@ -58,8 +58,8 @@ class Collector:
             family = make(
                 name, metric.description, labels=[underscores(each) for each in metric.labels]
             )
-            for attributes, value in readings(metric, self._databases):
-                family.add_metric([attributes[each] for each in metric.labels], value)
+            for attributes, value in readings(metric, sources(self._databases)):
+                family.add_metric([attributes.get(each, "") for each in metric.labels], value)
             yield family
         yield from self._times(core)
 

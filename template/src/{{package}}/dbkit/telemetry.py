@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Histogram, Observation
 
-from .metrics import METRICS, POOL, TIMES, Metric, readings
+from .metrics import METRICS, POOL, TIMES, Metric, Source, readings, sources
 from .pool import FairPool
-from .usage import BUCKETS
+from .usage import BUCKETS, Usage
 
 if TYPE_CHECKING:
     from .databases import Databases
@@ -21,32 +21,35 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _observed: "dict[int, Databases]" = {}
+_ended: list[Source] = []
+"""What was observed before: an exporter's last look comes when all is closed."""
 
 
 @contextmanager
 def observed(databases: "Databases") -> Generator[None]:
-    """Have OpenTelemetry see these databases until exit.
+    """Have OpenTelemetry see these databases; from exit on, what their pools came to.
 
-    Instruments on the global meter come alive when a provider is set; only the histograms, which
-    cost something at each return, need one that is set before the service starts.
+    Instruments on the global meter come alive when a provider is set.
     """
-    histograms = instruments()
-    none_yet = type(metrics.get_meter_provider()).__module__ == "opentelemetry.metrics._internal"
-    for name, database in () if none_yet else databases.items():
-        attributes = {POOL: name}
-        create, wait, use = (
-            partial(each.record, attributes=attributes) for each in histograms.values()
-        )
-        database.pool.usage.on_connect = create
-        database.pool.usage.on_wait = wait
-        database.pool.usage.on_return = use
+    instruments()
     if databases.service.metrics_token:
         import_module("prometheus_client")  # It takes a while: not while requests wait.
     _observed[id(databases)] = databases
+    _ended.clear()
     try:
         yield
     finally:
-        del _observed[id(databases)]
+        del _observed[id(databases)]  # First: nobody may count twice.
+        _ended[:] = sources(databases)
+
+
+def record_times(name: str, usage: Usage) -> None:
+    """Fill the histograms from now on, if a provider is set: they cost something at each return."""
+    if type(metrics.get_meter_provider()).__module__ != "opentelemetry.metrics._internal":
+        attributes = {POOL: name}
+        usage.on_connect, usage.on_wait, usage.on_return = (
+            partial(each.record, attributes=attributes) for each in instruments().values()
+        )
 
 
 @cache
@@ -70,8 +73,8 @@ def instruments() -> dict[str, Histogram]:
 
 def observations(metric: Metric, _options: CallbackOptions) -> Iterable[Observation]:
     """Read a metric for OpenTelemetry."""
-    for databases in tuple(_observed.values()):
-        for attributes, value in readings(metric, databases):
+    for asked in (_ended.copy(), *map(sources, _observed.copy().values())):
+        for attributes, value in readings(metric, asked):
             yield Observation(value, attributes)
 
 

@@ -65,6 +65,8 @@ class FairPool(Pool):
         self._waiters = self._queue.waiters
         self.usage = self._connections.usage
         """What routes have used."""
+        self.counters = self._connections.counters
+        """What has happened to callers and connections."""
         self._ping_after = settings.ping_after
         self._suspended = False
         self._closed = False
@@ -129,7 +131,7 @@ class FairPool(Pool):
         slot = self._slots.pop(record, None)
         self.usage.give(record, monotonic())
         if record.dbapi_connection is None:
-            self._connections.counters.lost += slot is not None
+            self.counters.lost += slot is not None
         elif slot is None:
             self._hang_up(record)
         else:  # A listener raised DisconnectionError at checkout, and SQLAlchemy reconnected.
@@ -168,7 +170,7 @@ class FairPool(Pool):
             _dispatch=self.dispatch,
         )
         connections = pool._connections  # noqa: SLF001 -- one of us
-        connections.counters = self._connections.counters
+        connections.counters = pool.counters = self.counters
         connections.usage = pool.usage = self.usage
         connections.min_ready = self.min_ready
         return pool
@@ -208,6 +210,10 @@ class FairPool(Pool):
         """Return the number of connections in use."""
         return self._connections.in_use
 
+    def waiting(self) -> int:
+        """Return the number of callers in the queue."""
+        return len(self._queue)
+
     def overflow(self) -> int:
         """Return the number of connections open beyond `pool_size`."""
         return max(len(self._slots) - self.settings.pool_size, 0)
@@ -234,12 +240,12 @@ class FairPool(Pool):
             idle=self._connections.at_rest,
             connecting=len(self._connections.connects),
             closing=len(self._connections.closing),
-            waiting=len(self._queue),
+            waiting=self.waiting(),
             oldest_wait=monotonic() - oldest.since if oldest else 0.0,
             breaker=self._connections.breaker.state,
             suspended=self._suspended,
             closed=self._closed,
-            **vars(self._connections.counters),
+            **vars(self.counters),
         )
 
     def holders(self, count: int | None = None) -> list[Holder]:
@@ -358,7 +364,7 @@ class FairPool(Pool):
             raise self._refusals.draining()
         self.usage.ask(current_task())
         if len(self._queue) >= self.settings.max_waiting:
-            self._connections.counters.shed += 1
+            self.counters.shed += 1
             raise self._refusals.overloaded(now, waited=0.0)
         waiter = Waiter(loop.create_future(), now)
         self._queue.join(waiter)
@@ -370,8 +376,8 @@ class FairPool(Pool):
             self._leave(waiter)
             raise
         waited = monotonic() - now
-        self._connections.counters.waits += 1
-        self._connections.counters.wait_seconds += waited
+        self.counters.waits += 1
+        self.counters.wait_seconds += waited
         self.usage.take(slot.record, now + waited, waited)
         return slot
 
@@ -410,7 +416,7 @@ class FairPool(Pool):
         now = monotonic()
         if self._connections.hopeless:
             while waiter := self._queue.serve(now):
-                self._connections.counters.refused += 1
+                self.counters.refused += 1
                 waiter.future.set_exception(self._refusals.unreachable(now))
         elif not self._suspended and self._queue.oldest():
             self._connections.supply(len(self._queue))
@@ -440,7 +446,7 @@ class FairPool(Pool):
 
     def _turn_away(self, waiter: Waiter, now: float, *, late: bool = False) -> None:
         """Tell a waiter that it will not be served, and whether pool or server is why."""
-        counters = self._connections.counters
+        counters = self.counters
         if not self._suspended and not self._is_crowded(self._connections.in_use):
             counters.refused += 1
             error = self._refusals.unreachable(now)
