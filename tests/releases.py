@@ -40,11 +40,6 @@ def listed(root: Path = ROOT) -> list[Release]:
     return [Release(**each) for each in tomllib.loads(text)["release"]]
 
 
-def newest_of_each_minor(releases: list[Release]) -> list[Release]:
-    """Return the last of 0.1.0, 0.1.1, ..., the last of 0.2.0, ..., oldest first."""
-    return list({each.number[:2]: each for each in releases}.values())
-
-
 def named(changelog: str) -> list[str]:
     """Return the versions that a changelog has headings for, newest first."""
     return re.findall(r"^## (\d+\.\d+\.\d+)", changelog, re.MULTILINE)

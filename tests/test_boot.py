@@ -1,4 +1,7 @@
-"""Each variant runs, on real databases, in the environment of this repository."""
+"""Each variant runs, on real databases, in the environment of this repository.
+
+In that of CI, also those whose Python is that of another: `VARIANT=NAME pytest -k "[NAME]"`.
+"""
 
 from collections.abc import Iterator
 
@@ -13,7 +16,7 @@ from running import (
     wait_until,
     write_and_read,
 )
-from variants import VARIANTS, Variant
+from variants import RUN, Variant
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def service(
 # A variant is rendered, copied and started once: all its tests go to one worker.
 pytestmark = pytest.mark.parametrize(
     "variant",
-    [pytest.param(each, id=each.name) for each in VARIANTS],
+    [pytest.param(each, id=each.name) for each in RUN],
     indirect=True,
     scope="module",
 )

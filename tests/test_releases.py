@@ -3,17 +3,13 @@
 from pathlib import Path
 
 import pytest
-from releases import ROOT, git, listed, make, named, newest_of_each_minor, notes
+from releases import ROOT, git, listed, make, named, notes
 
 
 def test_versions_rise() -> None:
     numbers = [each.number for each in listed()]
 
     assert numbers == sorted(set(numbers))
-
-
-def test_newest_of_each_minor_is_last() -> None:
-    assert newest_of_each_minor(listed())[-1] == listed()[-1]
 
 
 def test_each_release_is_in_the_history_and_names_itself() -> None:

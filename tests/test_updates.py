@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from owner import ANCHOR
-from releases import ROOT, Release, git, listed, newest_of_each_minor
+from releases import ROOT, Release, git, listed
 from rendering import Renderer, commit_all
 from running import manage, run, running
 from updating import (
@@ -30,11 +30,22 @@ from variants import Variant, curated
 
 BIN = Path(sys.executable).parent
 VARIANTS = list(curated())
-# All releases for one variant, all variants for the newest of each minor.
+
+
+def releases_for(number: int, variant: Variant) -> list[Release]:
+    """Choose which a variant is updated from: the newest, and of the older ones one, in turn.
+
+    The first is updated from each.
+    """
+    older = [release for release, _ in cases([variant])]
+    newest = older.pop()
+    return [*(older[number % len(older) :][:1] if number and older else older), newest]
+
+
 CASES = [
     pytest.param(release, variant, id=f"{release.version}-{variant.name}")
-    for release, variant in cases(VARIANTS)
-    if variant is VARIANTS[0] or release in newest_of_each_minor(listed())
+    for number, variant in enumerate(VARIANTS)
+    for release in releases_for(number, variant)
 ]
 
 
