@@ -5,6 +5,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -59,6 +60,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: number for number, name in enumerate(LONGEST, -len(LONGEST))}
     order |= dict.fromkeys(VARIANTS, 1)
     items.sort(key=lambda item: order.get(item.path.name, 0))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_worker(
+    request: pytest.FixtureRequest, worker_id: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Notice when a file goes to several workers: each would start all that its tests share."""
+    if worker_id == "master" or request.path.name in VARIANTS:
+        return
+    claim = tmp_path_factory.getbasetemp().parent / request.path.name  # The workers share it.
+    with suppress(FileExistsError):
+        claim.symlink_to(worker_id)
+    assert claim.readlink().name == worker_id, "the scheduler of tests/conftest.py is not used"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,6 +20,7 @@ from dbkit.pool import breaker
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient, HTTPError, Response
 from pool_proxy import Proxy
+from small_service import SERVICE
 from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError
 from waiting import until
@@ -236,24 +237,13 @@ async def test_a_backend_that_freezes_is_left_for_another_and_blocks_no_route(
         await probe.stop()
 
 
-SERVICE = """
+RUN = """
 import sys
-sys.path.insert(0, sys.argv[1])
 import uvicorn
-from contextlib import asynccontextmanager
-from fastapi import FastAPI
-from dbkit import Database, Databases, install
-databases = Databases(Database("orders", "sqlite", url=f"sqlite:///{sys.argv[2]}"))
-@asynccontextmanager
-async def lifespan(_):
-    async with databases.open():
-        yield
-app = FastAPI(lifespan=lifespan)
-install(app, databases)
 @app.get("/hello")
 async def hello():
     return "hello"
-uvicorn.run(app, port=int(sys.argv[3]))
+uvicorn.run(app, port=int(sys.argv[1]))
 """
 
 
@@ -280,8 +270,8 @@ async def served(folder: Path, delay: str) -> AsyncGenerator[Served]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", SERVICE, str(KIT), str(folder / "orders"), str(port)),
-        env={**os.environ, "SHUTDOWN_DELAY": delay},
+        *(sys.executable, "-c", SERVICE + RUN, str(port)),
+        env={**os.environ, "PYTHONPATH": str(KIT), "SHUTDOWN_DELAY": delay},
         cwd=folder,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -11,28 +11,20 @@ from typing import Any
 
 import httpx
 import pytest
+from conftest import KIT
 from dbkit.errors import NotConfigured
 from dbkit.settings import read_log_format
 from running import PATIENCE, free_port, wait_until
+from small_service import SERVICE
 
-KIT = Path(__file__).parents[2] / "template" / "src" / "{{package}}"
-
-SERVICE = """
+ROUTES = """
 import logging
-from contextlib import asynccontextmanager
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from typing import Annotated
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
-from dbkit import Database, Databases, install, session_from
-databases = Databases(Database("orders", "sqlite", url="sqlite:///orders"))
-@asynccontextmanager
-async def lifespan(_):
-    async with databases.open():
-        yield
-app = FastAPI(lifespan=lifespan)
-install(app, databases)
+from dbkit import session_from
 app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1"])
 things = APIRouter(prefix="/things")
 @things.get("/{thing}")
@@ -60,7 +52,7 @@ class Logged:
         port = free_port()
         self.file = folder / "log"
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE)
-        (folder / "service.py").write_text(SERVICE)
+        (folder / "service.py").write_text(SERVICE + ROUTES)
         with self.file.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "uvicorn", "service:app", "--port", str(port), *flags],
