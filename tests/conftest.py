@@ -120,8 +120,12 @@ def modes_are_on_the_disk() -> Iterator[None]:
 
     It asks whether Git takes a file's mode from the disk, as it does here, and then does nothing.
     """
+
+    def nothing(*_: object) -> None:
+        pass
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("copier._main.Worker._sync_git_index_executable_bit", lambda *_: None)
+        patch.setattr("copier._main.Worker._sync_git_index_executable_bit", nothing)
         yield
 
 
