@@ -13,7 +13,7 @@ async def test_create_then_read(client: AsyncClient) -> None:
     assert (read.json()["name"], read.json()["quantity"]) == ("lamp", 3)
 
 
-async def test_list_goes_on_behind_the_last_item(client: AsyncClient) -> None:
+async def test_a_page_begins_where_the_last_one_ended(client: AsyncClient) -> None:
     for name in ("lamp", "chair", "table"):
         await client.post("/items", json={"name": name})
 

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
 # No NUL: PostgreSQL cannot store one.
@@ -23,10 +23,9 @@ class ItemCreate(BaseModel):
     quantity: Quantity = 0
 
 
+@with_config(extra="forbid")
 class ItemUpdate(TypedDict, total=False):
     """What a client sends to change an item: only what changes, and no nulls."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore[reportGeneralTypeIssues] -- pydantic's way
 
     name: Name
     quantity: Quantity
