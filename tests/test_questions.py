@@ -260,7 +260,8 @@ databases:
         "\n"
         "Next:\n"
         "  cd orders\n"
-        '  uv lock && git init && git add . && git commit -m "chore: start from fastapi-pools"\n'
+        "  uv lock && git init -b main && git add ."
+        ' && git commit -m "chore: start from fastapi-pools"\n'
         "  uv run manage.py runserver\n"
         "\n"
     )

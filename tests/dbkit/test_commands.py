@@ -149,6 +149,7 @@ def test_help_names_every_command_and_needs_no_database(service: Service) -> Non
     assert done.code == 0
     for command in "check migrate makemigrations showmigrations dbshell runserver".split():  # noqa: SIM905
         assert f"\n  {command} " in done.out
+    assert "..." not in done.out.partition("Commands:")[2]
     migrate = service.manage("migrate", "--help", production=True, DATABASE_URL="")
     assert "--database NAME" in migrate.out
     assert "A revision, head, zero, +1 or -1." in migrate.out
@@ -189,6 +190,7 @@ def test_a_day_of_work(service: Service) -> None:
     models.write_text(models.read_text() + "    colour: Mapped[str | None]\n")
     written = service.manage("makemigrations", "add colour", "--database", "primary")
     assert written.out.startswith("primary: wrote migrations/primary/")
+    assert "Alembic" not in (service.path / written.out.split()[-1]).read_text()
     assert service.manage("migrate", "--database", "primary").out.endswith(": add colour.\n")
     done = service.manage("check", "--fail-level", "warning")
     assert (done.code, done.out) == (0, "2 checked, 0 findings.\n")
@@ -225,11 +227,11 @@ def test_sql_is_printed_without_a_database_and_says_whose_it_is(service: Service
         ),
         (
             ["migrate", "--to", "nope", "--database", "primary"],
-            "Can't locate revision identified by 'nope'",
+            "primary: no revision 'nope'; those that there are: `manage.py showmigrations",
         ),
         (
             ["migrate", "--fake", "--to", "nope", "--database", "primary"],
-            "primary: no revision 'nope'; there is zero, 0001, head",
+            "primary: no revision 'nope'; those that there are: `manage.py showmigrations",
         ),
         (
             ["migrate", "--fake", "--to", "0001"],
@@ -271,12 +273,21 @@ def test_a_wrong_password_is_a_sentence(service: Service) -> None:
     )
 
 
+def test_a_file_in_a_folder_that_is_not_there_is_a_sentence(service: Service) -> None:
+    url = "sqlite:////nowhere/audit.sqlite3"
+
+    assert service.refused("migrate", "--database", "audit", AUDIT_DATABASE_URL=url) == (
+        f"audit: cannot connect to {url}: the file cannot be opened: see that its folder is there,"
+        " and may be written to; check AUDIT_DATABASE_URL"
+    )
+
+
 @pytest.mark.parametrize("command", ["migrate", "runserver"])
 def test_a_missing_url_in_production_says_what_to_set(service: Service, command: str) -> None:
     message = service.refused(command, production=True, DATABASE_URL="")
 
     assert message.startswith(
-        "the databases are not configured:\n"
+        "settings are missing or wrong:\n"
         "  DATABASE_URL: not set. Where to connect, as postgresql://user:password@host:5432/name.\n"
     )
 

@@ -203,7 +203,7 @@ def test_a_missing_url_says_what_to_set() -> None:
         read_settings({}, prefix="DATABASE_", dialect="postgresql", declared={})
 
     assert str(caught.value) == (
-        "the databases are not configured:\n"
+        "settings are missing or wrong:\n"
         "  DATABASE_URL: not set. Where to connect, as"
         " postgresql://user:password@host:5432/name."
     )
@@ -280,6 +280,8 @@ PREFIXES = ("DATABASE_", "ANALYTICS_DATABASE_")
         ("DATABASE_TIMEOUT", "DATABASE_POOL_TIMEOUT"),
         ("DATABASE_UR", "DATABASE_URL"),
         ("ANALYTICS_DATABASE_POLL_SIZE", "ANALYTICS_DATABASE_POOL_SIZE"),
+        ("DATABSE_URL", "DATABASE_URL"),
+        ("ANALYTICS_DATABASES_POOL_SIZE", "ANALYTICS_DATABASE_POOL_SIZE"),
         ("ANALITICS_DATABASE_URL", "ANALYTICS_DATABASE_URL"),
         ("ANALYTIC_DATABASE_MAX_OVERFLOW", "ANALYTICS_DATABASE_MAX_OVERFLOW"),
     ],

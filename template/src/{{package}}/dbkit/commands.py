@@ -166,7 +166,7 @@ def migrate(
         typer.Option("--fake", help="Run nothing, and note that it was: the tables are there."),
     ] = False,
 ) -> None:
-    """Bring the schema of one database, or of all, to a revision: forwards or backwards.
+    """Apply migrations, or take them back.
 
     With --sql, `--to 0001:head` prints the way from one revision to another.
     """
@@ -213,7 +213,7 @@ def makemigrations(
         bool, typer.Option("--empty", help="Write an empty migration, to fill by hand.")
     ] = False,
 ) -> None:
-    """Write the migrations that the models ask for, for one database or for all."""
+    """Write the migrations that the models ask for."""
     service: Service = context.obj
     chosen = service.migrated(database)
     if empty and len(chosen) > 1:
@@ -225,7 +225,7 @@ def makemigrations(
 
 
 def showmigrations(context: typer.Context, database: DatabaseOption = None) -> None:
-    """List the migrations of one database, or of all, and which are applied."""
+    """List the migrations, and which of them are applied."""
     service: Service = context.obj
     chosen = service.migrated(database)
     with development_servers(chosen):
@@ -253,7 +253,10 @@ def inspectdb(
 
 
 def dbshell(context: typer.Context, database: DatabaseOption = None) -> None:
-    """Open the shell of a database: psql, mariadb or sqlite3. Without --database, of the first."""
+    """Open a database's shell: psql, mariadb or sqlite3.
+
+    Without --database, that of the first.
+    """
     service: Service = context.obj
     chosen = service.selected(database)[0]
     with development_servers([chosen]):
@@ -274,11 +277,11 @@ def runserver(
     *,
     reload: Annotated[bool, typer.Option(help="Restart when a source file changes.")] = True,
 ) -> None:
-    """Run the service for development; databases without a URL are on servers of its own.
+    """Run the service for development.
 
-    They are migrated at start. A PostgreSQL comes with the development dependencies, MariaDB has
-    to be installed; they keep their data in .postgres/ and .mariadb/, and stop with the service.
-    In production, run uvicorn itself.
+    Databases without a URL are on servers of its own, and migrated at start. A PostgreSQL comes
+    with the development dependencies, MariaDB has to be installed; they keep their data in
+    .postgres/ and .mariadb/, and stop with the service. In production, run uvicorn itself.
     """
     service: Service = context.obj
     migrated = service.migrated(None)

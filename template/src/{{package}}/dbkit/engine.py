@@ -1,8 +1,12 @@
 """Engines: SQLAlchemy's own, with timeouts and a name on every connection."""
 
+import asyncio
 import logging
 import random
 import socket
+import sqlite3
+from importlib import import_module
+from threading import Thread
 from typing import Any
 
 from sqlalchemy import URL, Connection, event
@@ -46,6 +50,7 @@ ROTATION = 60.0
 """Seconds within which connections that were opened with an old password are replaced."""
 
 HINTS = {
+    "08001": "the file cannot be opened: see that its folder is there, and may be written to",
     "28P01": "the server refused the user or the password",
     "28000": "the server refused the user, or asks for TLS (?sslmode=require) or for a certificate"
     " (&sslcert=)",
@@ -157,7 +162,7 @@ def connect_args(
 ) -> dict[str, Any]:
     """Translate the timeouts, in seconds, to the driver's own arguments."""
     if settings.url.get_backend_name() == "sqlite":
-        return {"timeout": settings.lock_timeout}
+        return {"timeout": settings.lock_timeout, "async_creator_fn": open_sqlite}
     label = f"{SERVICE}:{name}"
     # Behind the server's own timeout, which keeps the connection: for a server that is frozen.
     fence = settings.statement_timeout + FENCE if settings.statement_timeout else None
@@ -216,6 +221,18 @@ def keep_alive(connection: Any) -> None:
 def milliseconds(seconds: float) -> str:
     """Write seconds as PostgreSQL's settings take them."""
     return f"{seconds * 1000:.0f}"
+
+
+async def open_sqlite(*args: Any, **kwargs: Any) -> Any:
+    """Open a file; if that fails, wait for the thread of the driver: it needs the event loop."""
+    connection = import_module("aiosqlite").connect(*args, **kwargs)
+    thread: Thread = connection._thread  # noqa: SLF001 -- as SQLAlchemy itself has it
+    thread.daemon = True
+    try:
+        return await connection
+    except sqlite3.Error:
+        await asyncio.to_thread(thread.join)
+        raise
 
 
 def prepare_sqlite(connection: Any) -> None:

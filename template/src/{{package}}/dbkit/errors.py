@@ -28,7 +28,7 @@ class NotConfigured(DatabaseError):
 
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
-        super().__init__("\n  ".join(["the databases are not configured:", *self.faults]))
+        super().__init__("\n  ".join(["settings are missing or wrong:", *self.faults]))
 
 
 class NotOpen(DatabaseError):

@@ -63,7 +63,8 @@ async def migrate(
 
     def run(connection: Connection) -> None:
         config = configure(database, connection=connection, on_step=stepped)
-        if is_behind(ScriptDirectory.from_config(config), heads(connection), target):
+        script = ScriptDirectory.from_config(config)
+        if is_behind(database, script, heads(connection), target):
             command.downgrade(config, "base" if target == ZERO else target)
         else:
             command.upgrade(config, target)
@@ -101,8 +102,10 @@ def find(database: Database, script: ScriptDirectory, target: str) -> str | None
     revisions = [each.revision for each in reversed(list(script.walk_revisions()))]
     found = {target} & {*revisions} or {each for each in revisions if each.startswith(target)}
     if not target or len(found) != 1:
-        there = ", ".join([ZERO, *revisions, "head"])
-        raise CommandError(f"{database.name}: no revision {target!r}; there is {there}")
+        raise CommandError(
+            f"{database.name}: no revision {target!r}; those that there are:"
+            f" `manage.py showmigrations --database {database.name}`"
+        )
     return found.pop()
 
 
@@ -155,7 +158,11 @@ async def make(database: Database, message: str, *, empty: bool = False) -> Path
 
 
 def tidy(code: str) -> str:
-    """Lint and format with ruff, where there is ruff; what it cannot mend is for its next run."""
+    """Lint and format with ruff, where there is ruff; what it cannot mend is for its next run.
+
+    Alembic's comments around what it wrote are left out.
+    """
+    code = re.sub(r"^ *# ### .* ###\n", "", code, flags=re.MULTILINE)
     for options in ("check --fix", "format") if find_spec("ruff") else ():
         ruff = [sys.executable, "-m", "ruff", *options.split(), "--quiet", "-"]
         done = subprocess.run(  # noqa: S603 -- ours
@@ -199,7 +206,7 @@ def sql(database: Database, target: str = "head") -> str:
     config = configure(database, output=io.StringIO())
     start, _, end = target.replace(ZERO, "base").rpartition(":")
     script = ScriptDirectory.from_config(config)
-    if is_behind(script, (start,) if start else (), end) and start:
+    if is_behind(database, script, (start,) if start else (), end) and start:
         command.downgrade(config, f"{start}:{end}", sql=True)
     else:
         command.upgrade(config, f"{start}:{end}" if start else end, sql=True)
@@ -289,7 +296,9 @@ def heads(connection: Connection) -> tuple[str, ...]:
         return MigrationContext.configure(connection).get_current_heads()
 
 
-def is_behind(script: ScriptDirectory, current: tuple[str, ...], target: str) -> bool:
+def is_behind(
+    database: Database, script: ScriptDirectory, current: tuple[str, ...], target: str
+) -> bool:
     """Whether `target` lies before `current`, so that going there is a downgrade."""
     if not target:
         raise CommandError("no revision to go to; name one, or head, zero, +1 or -1")
@@ -297,6 +306,6 @@ def is_behind(script: ScriptDirectory, current: tuple[str, ...], target: str) ->
         return True
     if target in {"head", "heads"} or target.startswith("+"):
         return False
-    wanted = script.get_revision(target)
+    wanted = find(database, script, target)
     behind = {each.revision for each in script.iterate_revisions(current, "base")}
-    return wanted.revision in behind - set(current)
+    return wanted in behind - set(current)

@@ -35,7 +35,7 @@ cli = typer.Typer(
 
 @cli.command()
 def show(url: UrlOption = HERE, *, as_json: JsonOption = False) -> None:
-    """Show the pools at this moment: numbers, holders, slowest routes, advice."""
+    """Show numbers, holders, slowest routes and advice."""
     state = read(url)
     typer.echo(json.dumps(state, indent=2) if as_json else describe(state))
 
@@ -71,7 +71,10 @@ def advise(
     url: UrlOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
-    """Say how many connections a load needs: one that is given, or that of a running service."""
+    """Say how many connections a load needs.
+
+    That is the load of a running service, unless --rate and --hold give one.
+    """
     if (rate is None) != (hold is None):
         sys.exit("--rate and --hold belong together; without both, a running service is measured")
     loads = {"pool": Load(rate, hold)} if rate and hold else measured(url, seconds)
@@ -151,7 +154,8 @@ def explain(advice: Advice) -> str:
 
 def describe(state: dict[str, Any]) -> str:
     """Write the state of a service for people."""
-    lines = [f"{state['service']}, process {state['process']} of {state['processes']}"]
+    several = f", one of {state['processes']}" if state["processes"] > 1 else ""
+    lines = [f"{state['service']}, process {state['process']}{several}"]
     loop = state["event_loop"]
     if loop["latest"]:
         lines += [

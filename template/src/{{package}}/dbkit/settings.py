@@ -254,7 +254,8 @@ def misspelt(variables: Iterable[str], prefixes: Iterable[str]) -> dict[str, str
     tests = {head + f"TEST_{INFIX}URL" for head in heads}
     found: dict[str, str] = {}
     for name in sorted(set(variables) - tests):
-        head, infix, tail = name.rpartition(INFIX)
+        near = get_close_matches("DATABASE", name.split("_"), 1, 0.85)
+        head, infix, tail = name.rpartition(f"{near[0]}_" if near else INFIX)
         # Apart: beside a long prefix, any two names resemble each other.
         head_near = [head] if head in heads else get_close_matches(head, heads, 1, 0.8)
         tail_near = get_close_matches(tail, fields, 1, 0.7)

@@ -45,7 +45,9 @@ def advise(database: Database, holders: Sequence[Holder], load: Load | None) -> 
     status, settings = database.pool.snapshot(), database.settings
     advice: list[str] = []
     if status.breaker != "closed" or not database.probe.is_up:
-        advice.append(f"The server cannot be reached: see that it runs; {database.env_prefix}URL.")
+        advice.append(
+            f"The server cannot be reached: see that it runs, and check {database.env_prefix}URL."
+        )
     for holder in holders:
         name = holder.route or f"Task {holder.task}"
         where = f" at {holder.where[0]}" if holder.where else ""
