@@ -128,7 +128,7 @@ def test_something_runs_each_command(block: Block) -> None:
     if named := re.findall(r"run as it is written by `(tests/\w+\.py)`", before):
         assert (ROOT / named[-1]).exists()
         return
-    for line in block.text.splitlines():
+    for line in block.text.replace(" \\\n ", "").splitlines():
         for command in re.split(r" && (?=\S+/uv run --project)", line.partition(" #")[0].rstrip()):
             if "manage.py" in command and not command.startswith(".tools"):
                 continue  # Each of these is parsed, below.
