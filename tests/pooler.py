@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from debian import find_program
+from running import free_port
 from sqlalchemy import URL
 
 
@@ -81,10 +82,3 @@ def listens(port: int) -> bool:
     """Whether something accepts connections on a port."""
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_port() -> int:
-    """Find a port on which nothing listens now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

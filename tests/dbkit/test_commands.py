@@ -20,6 +20,7 @@ from debian import find_program
 from httpx import AsyncClient, HTTPError
 from mariadb import MariaDB
 from rendering import Renderer
+from running import free_port
 from sqlalchemy import make_url
 
 # A finder that hides the binaries of the embedded PostgreSQL, as in production.
@@ -284,7 +285,8 @@ def test_a_file_in_a_folder_that_is_not_there_is_a_sentence(service: Service) ->
 
 @pytest.mark.parametrize("command", ["migrate", "runserver"])
 def test_a_missing_url_in_production_says_what_to_set(service: Service, command: str) -> None:
-    message = service.refused(command, production=True, DATABASE_URL="")
+    port = ("--port", str(free_port())) if command == "runserver" else ()
+    message = service.refused(command, *port, production=True, DATABASE_URL="")
 
     assert message.startswith(
         "settings are missing or wrong:\n"
@@ -408,8 +410,7 @@ class Running:
 
 @asynccontextmanager
 async def runserver(service: Service, *flags: str) -> AsyncGenerator[Running]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(service.path / "manage.py"), "runserver"),
         *("--port", str(port), *flags),

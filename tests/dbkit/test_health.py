@@ -20,6 +20,7 @@ from dbkit.pool import breaker
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient, HTTPError, Response
 from pool_proxy import Proxy
+from running import free_port
 from small_service import SERVICE
 from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError
@@ -116,9 +117,7 @@ async def test_an_optional_database_does_not_matter(database_url: URL) -> None:
 @pytest.fixture
 def mortal_postgres(fast_directory: Path) -> Iterator[EmbeddedPostgres]:
     """Run a server that a test may stop, and start again on the same port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    settings = {**TEST_SETTINGS, "port": str(port)}
+    settings = {**TEST_SETTINGS, "port": str(free_port())}
     with EmbeddedPostgres(fast_directory / "health", settings=settings) as server:
         server.create_database("orders")
         yield server
@@ -267,8 +266,7 @@ class Served:
 
 @asynccontextmanager
 async def served(folder: Path, delay: str) -> AsyncGenerator[Served]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", SERVICE + RUN, str(port)),
         env={**os.environ, "PYTHONPATH": str(KIT), "SHUTDOWN_DELAY": delay},
