@@ -50,6 +50,7 @@ CONTENDERS = {
     "fastapi_asyncpg": "FastAPI on asyncpg",
     "rendered": "**the rendered service**",
     "rendered_logging": "the same, with its line of log for each request",
+    "rendered_collected": "the same, with the garbage collector as Python sets it",
     "commit_at_end": "async session, committed at the end, pool of 10",
     "naive": "async session, pool of 5+10",
     "sync_session": "sync session in the thread pool",

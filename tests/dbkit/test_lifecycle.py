@@ -1,16 +1,18 @@
 """A database from its start to its stop, and the units of work in between."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from dbkit import Database, Databases, PoolClosed, Unreachable, engine
 from dbkit.sqlstates import sqlstate
+from running import free_port
 from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -42,11 +44,6 @@ async def frozen(process: int) -> AsyncGenerator[None]:
         os.kill(process, signal.SIGCONT)
 
 
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 async def test_min_ready_connections_are_open_when_the_service_starts(database_url: URL) -> None:
     async with declare(database_url, min_ready=4).open() as primary:
         status = primary.pool.snapshot()
@@ -54,10 +51,39 @@ async def test_min_ready_connections_are_open_when_the_service_starts(database_u
     assert (status.connects, status.idle) == (4, 4)
 
 
+@pytest.fixture
+def collector() -> Generator[None]:
+    """Set the garbage collector as Python does, and back."""
+    before = gc.get_threshold()
+    gc.unfreeze()
+    gc.set_threshold(700, 10, 10)
+    yield
+    gc.set_threshold(*before)
+    gc.freeze()
+
+
+@pytest.mark.usefixtures("collector")
+async def test_the_collector_passes_by_what_the_start_has_made(database_url: URL) -> None:
+    made = len(gc.get_objects())
+    async with Databases(declare(database_url)).open():
+        assert len(gc.get_objects()) < made / 10
+        assert gc.get_threshold() == (10_000, 10, 10)
+
+
+@pytest.mark.usefixtures("collector")
+@pytest.mark.parametrize("young", [0, 50_000])
+async def test_a_collector_that_was_set_is_left_alone(database_url: URL, young: int) -> None:
+    gc.set_threshold(young, 5, 5)
+    made = len(gc.get_objects())
+    async with Databases(declare(database_url)).open():
+        assert len(gc.get_objects()) > made / 2
+        assert gc.get_threshold() == (young, 5, 5)
+
+
 async def test_a_service_starts_degraded_when_a_database_is_down(
     database_url: URL, caplog: pytest.LogCaptureFixture
 ) -> None:
-    port = closed_port()
+    port = free_port()
     gone = declare(database_url.set(port=port), "gone", connect_timeout=0.2)
     async with Databases(declare(database_url), gone).open() as databases:
         async with databases["primary"].session() as session:
@@ -71,7 +97,7 @@ async def test_a_service_starts_degraded_when_a_database_is_down(
 
 
 async def test_a_database_that_is_required_at_start_stops_it(database_url: URL) -> None:
-    url = database_url.set(port=closed_port())
+    url = database_url.set(port=free_port())
     gone = declare(url, "gone", connect_timeout=0.2, required_at_start=True)
 
     with pytest.raises(Unreachable, match=r"gone: cannot connect to .*nothing listens there"):

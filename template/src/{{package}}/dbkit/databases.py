@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import Self
 
 from .budget import Claim, excesses
+from .collector import spare_requests
 from .database import Database
 from .errors import NotConfigured
 from .health import notice_sigterm
@@ -79,6 +80,7 @@ class Databases(Mapping[str, Database]):
                 if outcome is not None:
                     raise outcome
             self._compare_with_budget()
+            spare_requests()
             with self._watched(), notice_sigterm(self._stop, self.service.shutdown_delay):
                 yield self
         finally:
