@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres
-from owner import tune
+from owner import edit
 from releases import ROOT, git, listed
 from rendering import commit_all
 from running import run
-from updating import copy
+from updating import HEAD, copy
 
 SQLITE: dict[str, Any] = {"name": "primary", "engine": "sqlite"}
 UV = """\
@@ -83,10 +84,14 @@ async def create(number: str) -> int:
 
 
 def story(title: str) -> str:
-    """Read the commands of a story."""
+    """Read a story."""
     text = (ROOT / "docs" / "updating.md").read_text(encoding="utf-8")
-    section = text.partition(f"\n### {title}\n")[2].partition("\n### ")[0]
-    blocks = re.findall(r"^```console\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    return text.partition(f"\n### {title}\n")[2].partition("\n### ")[0]
+
+
+def commands(title: str) -> str:
+    """Read the commands of a story."""
+    blocks = re.findall(r"^```console\n(.*?)^```", story(title), re.MULTILINE | re.DOTALL)
     assert blocks
     return "set -e\n" + "".join(blocks)
 
@@ -100,7 +105,7 @@ def tell(title: str, folder: Path, **variables: str) -> None:
     path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]])
     variables |= {"PATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "-p anyio"}
 
-    done = run(folder, "bash", "-c", story(title), variables=variables)
+    done = run(folder, "bash", "-c", commands(title), variables=variables)
 
     assert done.returncode == 0, done.stdout
     assert git(folder, "diff", "--name-only", "--diff-filter=U") == ""
@@ -117,10 +122,13 @@ def orders(history: Path, folder: Path, *databases: dict[str, Any]) -> Path:
 def test_a_database_gets_another_name(history: Path, tmp_path: Path) -> None:
     audit = {"name": "audit", "engine": "sqlite"}
     folder = orders(history, tmp_path / "orders", SQLITE, audit)
+    edit(folder)
+    commit_all(folder)
 
     tell("A database gets another name", folder)
 
-    assert not (folder / "src" / "orders" / "databases" / "audit.py").exists()
+    assert [path.name for path in folder.glob("src/orders/databases/[aj]*.py")] == ["journal.py"]
+    assert "audit" not in git(folder, "grep", "-i", "journal")
 
 
 def test_from_sqlite_to_postgresql(history: Path, tmp_path: Path) -> None:
@@ -135,12 +143,32 @@ def test_from_sqlite_to_postgresql(history: Path, tmp_path: Path) -> None:
 def test_a_database_comes_and_another_goes(history: Path, tmp_path: Path) -> None:
     audit = {"name": "audit", "engine": "sqlite"}
     folder = orders(history, tmp_path / "orders", SQLITE, audit)
-    tune(folder / "src" / "orders" / "databases" / "audit.py")
+    edit(folder)
     commit_all(folder)
 
     tell("A database comes, and another goes", folder)
 
     assert [path.name for path in folder.glob("src/orders/databases/a*.py")] == ["archive.py"]
+
+
+def test_the_template_is_elsewhere(
+    history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a fork, and was a relative path: what Copier says of that is in the story."""
+    monkeypatch.chdir(history.parent)
+    folder = orders(Path(history.name), tmp_path / "orders", SQLITE)
+    copier = Path(sys.executable).with_name("copier")
+    said = run(folder, copier, "check-update").stdout
+    said += run(folder, copier, "update", "--defaults").stdout
+    fork = tmp_path / "fork"
+    git(tmp_path, "clone", "--quiet", str(history), fork.name)
+    commit_all(fork, tag=f"{HEAD}.post1")
+
+    tell("The template is elsewhere", folder, TEMPLATE=str(fork))
+
+    for quoted in re.findall(r'"([A-Z][^"]+)"', story("The template is elsewhere")):
+        assert quoted.replace("\n", " ") in said
+    assert f"_commit: {HEAD}.post1\n" in (folder / ".copier-answers.yml").read_text()
 
 
 def test_a_service_that_was_started_by_hand_takes_the_kit(history: Path, tmp_path: Path) -> None:
