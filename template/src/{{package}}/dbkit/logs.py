@@ -28,7 +28,8 @@ CLIENT_LEFT = 499
 """The status of a request whose client did not wait for an answer, as nginx has it."""
 
 LONGEST_PATH = 200
-HEALTH = {"/livez", "/readyz", "/startupz"}
+QUIET = {"/livez", "/readyz", "/startupz", "/metrics", "/pools/state"}
+"""Asked every few seconds: only what goes wrong there has a line."""
 SAFE_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]+@")
 
@@ -109,7 +110,7 @@ class RequestLog:
 
 def say(scope: Scope, status: int, seconds: float) -> None:
     """Write the line of a request: its route, and its path only if it has none, without a query."""
-    quiet = status < 400 and scope["path"] in HEALTH  # noqa: PLR2004 -- the first of the errors
+    quiet = status < 400 and scope["path"] in QUIET  # noqa: PLR2004 -- the first of the errors
     level = logging.DEBUG if quiet else logging.INFO
     if not logger.isEnabledFor(level):
         return
