@@ -167,6 +167,15 @@ async def test_the_state_names_holders_and_routes_and_no_secret(service: Service
         assert hidden not in answer.text
 
 
+async def test_who_looks_does_not_fill_the_log(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "dbkit.logs")
+    for headers in (BEARER, {}):
+        await service.client.get("/pools/state", headers=headers)
+    assert caplog.messages == ["GET /pools/state 401"]
+
+
 async def test_each_setting_says_where_it_comes_from(
     database_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,17 +185,22 @@ async def test_each_setting_says_where_it_comes_from(
     monkeypatch.setenv("POOLS_TOKEN", TOKEN)
     service = Service(database_url)
     async with service.databases.open(), service.client:
-        settings = (await state_of(service))["databases"]["primary"]["settings"]
+        service.primary.pool.resize(2, 1)
+        service.primary.pool.suspend()
+        state = (await state_of(service))["databases"]["primary"]
 
+    assert "The pool is suspended" in state["advice"][0]
+    settings = state["settings"]
     shown = {each["name"].removeprefix("PRIMARY_DATABASE_"): each for each in settings}
     assert {
         name: (shown[name]["value"], shown[name]["origin"])
-        for name in ("POOL_TIMEOUT", "ECHO", "POOL_SIZE", "MAX_OVERFLOW")
+        for name in ("POOL_TIMEOUT", "ECHO", "MIN_READY", "POOL_SIZE", "MAX_OVERFLOW")
     } == {
         "POOL_TIMEOUT": ("7.0", ".env"),
         "ECHO": ("false", "environment"),
+        "MIN_READY": ("1", "default"),
         "POOL_SIZE": ("2", "declared"),
-        "MAX_OVERFLOW": ("0", "default"),
+        "MAX_OVERFLOW": ("1", "resize()"),
     }
 
 

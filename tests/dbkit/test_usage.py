@@ -1,6 +1,7 @@
 """Who holds the connections of a pool, and which routes use them: on a real PostgreSQL."""
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -161,6 +162,23 @@ async def test_a_holder_whose_task_has_ended_is_named_by_where_it_took_it(servic
     assert holder.ended
     assert holder.route == "GET /forget"
     assert holder.where == (f"{line_of('takes')} in forget",)
+    assert "; its task has ended, it was taken at tests/" in str(holder)
+
+
+async def test_a_holder_in_a_thread_is_named_by_where_it_took_it(service: Service) -> None:
+    of_this_request: AsyncSession = session_from(service.database)
+    go_on = threading.Event()
+
+    async def look(session: AsyncSession = of_this_request) -> None:
+        await session.scalar(text("select 1"))  # takes for a thread
+
+    @service.app.get("/thread", dependencies=[Depends(look)])
+    def work() -> None:
+        go_on.wait(30)
+
+    async with service.holding("/thread") as holder:
+        go_on.set()
+    assert f"in SQL, it was taken at {line_of('takes for a thread')} in look" in str(holder)
 
 
 async def test_holders_outside_a_request_are_named_by_their_task(service: Service) -> None:

@@ -160,7 +160,7 @@ def describe(state: dict[str, Any]) -> str:
     if loop["latest"]:
         lines += [
             "",
-            f"event loop: blocked {loop['blocks']} times, {loop['blocked_seconds']:.2f} s",
+            f"event loop: blocked {loop['blocks']} x, {loop['blocked_seconds']:.2f} s in all",
         ]
     lines += [
         f"  {each['seconds']:8.2f} s  {each['ago']:4.0f} s ago  {each['by']}"
@@ -182,7 +182,8 @@ def describe(state: dict[str, Any]) -> str:
             who = each["route"] or f"task {each['task']}"
             lines.append(
                 f"  {each['held']:8.2f} s  {percent_of(each['in_sql'], each['held'])} in SQL  {who}"
-                f"{', ended' if each['ended'] else ''}  {' <- '.join(each['where'])}"
+                f"{', ended' if each['ended'] else ''}  {'' if each['is_there'] else 'taken at '}"
+                f"{' <- '.join(each['where'])}"
             )
         if database["routes"]:
             lines.append("  on average   longest  in SQL   times  route")

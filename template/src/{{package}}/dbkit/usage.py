@@ -89,8 +89,10 @@ class Holder:
     """Seconds of these in which the database had something to do."""
     statements: int
     where: tuple[str, ...]
-    """Lines of the service where it is now, the innermost first; when it is on no line, because
-    its task has ended or runs in a thread, the one on which it took the connection."""
+    """Lines of the service where it is now, the innermost first."""
+    is_there: bool
+    """Whether it is; else, because its task has ended or runs in a thread, `where` is the line on
+    which it took the connection."""
     ended: bool
     """Whether its task has ended: then nothing will return the connection."""
     use: Use
@@ -104,9 +106,10 @@ class Holder:
     def __str__(self) -> str:
         name = self.route or f"task {self.task}"
         text = f"{name} for {self.held:.2f} s, {self.in_sql:.2f} s of it in SQL"
+        if self.ended:
+            text += "; its task has ended"
         if self.where:
-            text += ", now at " if not self.ended else "; its task has ended, it was taken at "
-            text += " <- ".join(self.where)
+            text += f", {'now' if self.is_there else 'it was taken'} at {' <- '.join(self.where)}"
         return f"{text} [{self.request_id}]" if self.request_id else text
 
 
@@ -230,9 +233,8 @@ class Usage:
 def holder_of(database: str, use: Use, now: float) -> Holder:
     """Describe who holds a connection."""
     running = 0.0 if use.sql_since is None else now - use.sql_since
-    where = waiting_lines(use.task) if use.task else ()
-    if not where and use.place is not None:
-        where = (write(*use.place),)
+    now_at = waiting_lines(use.task) if use.task else ()
+    taken_at = (write(*use.place),) if use.place else ()
     return Holder(
         database=database,
         route=route_of(use.scope),
@@ -241,7 +243,8 @@ def holder_of(database: str, use: Use, now: float) -> Holder:
         held=now - use.since,
         in_sql=use.in_sql + running,
         statements=use.statements,
-        where=where,
+        where=now_at or taken_at,
+        is_there=bool(now_at),
         ended=use.ended,
         use=use,
     )

@@ -48,9 +48,12 @@ def advise(database: Database, holders: Sequence[Holder], load: Load | None) -> 
         advice.append(
             f"The server cannot be reached: see that it runs, and check {database.env_prefix}URL."
         )
+    if status.suspended:
+        advice.append("The pool is suspended: it hands out nothing until `resume()`.")
     for holder in holders:
         name = holder.route or f"Task {holder.task}"
-        where = f" at {holder.where[0]}" if holder.where else ""
+        at = " at" if holder.is_there else ", taken at"
+        where = f"{at} {holder.where[0]}" if holder.where else ""
         if holder.ended:
             advice.append(
                 f"{name} ended, and its connection was not returned: close its session{where}."
@@ -66,7 +69,7 @@ def advise(database: Database, holders: Sequence[Holder], load: Load | None) -> 
     if load is None:
         return advice
     found = sizing.advise(load, target=settings.queue_target or 0.05)
-    sentence = f"{load.rate:.0f} checkouts/s of {1000 * load.hold:.1f} ms keep {load.busy:.1f} busy"
+    sentence = f"{load.rate:.0f} checkouts/s of {1000 * load.hold:.1f} ms keep {load.busy:.2f} busy"
     if found.size is None:
         return [*advice, f"{sentence}: no pool carries that; shorten what holds connections."]
     sentence += f"; with {found.size}, 99 % wait for less than {1000 * found.target:.0f} ms"

@@ -120,13 +120,13 @@ function share(part, whole) {
 
 function showHolders(holders) {
   return makeTable(
-    [["who, and where it is now"], ["for", "number"], ["in SQL", "number"], ["statements", "number"]],
+    [["who, and where"], ["for", "number"], ["in SQL", "number"], ["statements", "number"]],
     holders.map((each) => [
       [
         each.route || `task ${each.task}`,
         ...(each.ended ? [element("span", { class: "ended" }, " ended without returning it")] : []),
         ...(each.request_id ? [element("small", {}, ` ${each.request_id}`)] : []),
-        ...each.where.map((line) => element("code", {}, line)),
+        ...each.where.map((line) => element("code", {}, each.is_there ? line : `taken at ${line}`)),
       ],
       time(each.held), share(each.in_sql, each.held), number(each.statements),
     ]),
@@ -148,7 +148,7 @@ function showLoop(loop) {
   const section = byId("loop");
   section.hidden = !loop.latest.length;
   section.querySelector("small").textContent =
-    `blocked ${number(loop.blocks)} times, ${time(loop.blocked_seconds)} in all: meanwhile no request went on`;
+    `blocked ${number(loop.blocks)} ×, ${time(loop.blocked_seconds)} in all: meanwhile no request went on`;
   section.querySelector("div").replaceChildren(makeTable(
     [["who blocked it, and where: await it, or run it in a thread"], ["for", "number"], ["ago", "number"]],
     loop.latest.map((each) => [

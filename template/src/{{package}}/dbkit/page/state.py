@@ -120,15 +120,15 @@ def describe_loop(watchdog: Watchdog) -> dict[str, Any]:
 
 def describe_holder(holder: Holder) -> dict[str, Any]:
     """Return what is shown of a holder."""
-    shown = "route", "request_id", "task", "held", "in_sql", "statements", "where", "ended"
-    return {name: getattr(holder, name) for name in shown}
+    return {name: value for name, value in vars(holder).items() if name != "use"}
 
 
 def settings_of(database: Database) -> list[dict[str, str]]:
     """List the settings in force, and where each comes from."""
     shown: list[dict[str, str]] = []
     for field in DatabaseSettings.model_fields:
-        value: Any = getattr(database.settings, field)
+        value: Any = getattr(database.pool.settings, field)
+        changed = value != getattr(database.settings, field)
         if "password" in field and value:
             value = "***"
         if field == "url":
@@ -137,7 +137,7 @@ def settings_of(database: Database) -> list[dict[str, str]]:
             {
                 "name": f"{database.env_prefix}{field.upper()}",
                 "value": str(value).lower() if isinstance(value, bool) else str(value),
-                "origin": database.origins.get(field, "default"),
+                "origin": "resize()" if changed else database.origins.get(field, "default"),
             }
         )
     return shown

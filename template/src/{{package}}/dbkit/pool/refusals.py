@@ -19,6 +19,10 @@ BLAME_FOR = 1.0
 """Seconds for which errors name the same holders: there may be thousands a second."""
 QUIET = 5.0
 """Seconds without anybody turned away after which an overload is over."""
+LOOK = (
+    "Look for what holds connections: a handler that waits for something else meanwhile, a session"
+    " that is never closed, a slow statement."
+)
 
 Refused = TypeVar("Refused", PoolTimeout, PoolOverloaded)
 
@@ -45,8 +49,7 @@ class Refusals:
         status, timeout = self._pool.snapshot(), self._pool.timeout()
         text = advise(
             f"{status.name}: no connection within {timeout:g} s: {status}",
-            "Look for what holds connections: a handler that waits for something else meanwhile,"
-            " a session that is never closed, a slow statement.",
+            LOOK,
             f"Raise {self._env}POOL_SIZE ({status.pool_size}) or {self._env}MAX_OVERFLOW"
             f" ({status.max_overflow}) if the server has connections to spare.",
         )
@@ -57,9 +60,10 @@ class Refusals:
         status = self._pool.snapshot()
         text = advise(
             f"{status.name}: overloaded, turned away after {waited:.2f} s: {status}",
-            "Try again later: more is asked than this pool serves.",
-            f"Raise {self._env}POOL_SIZE ({status.pool_size}) if the server has capacity to spare,"
-            " or start more processes.",
+            LOOK,
+            f"If nobody holds one for long, more is asked than this pool serves: raise {self._env}"
+            f"POOL_SIZE ({status.pool_size}) if the server has capacity to spare, or start more"
+            " processes.",
             f"Raise {self._env}QUEUE_TARGET or {self._env}MAX_WAITING if callers should rather"
             " wait.",
         )
@@ -119,10 +123,10 @@ class Refusals:
             self._background.later("quiet", rest, self._look_whether_over)
             return
         logger.warning(
-            "%s; no longer overloaded, after %.1f s; callers turned away: %d",
+            "%s; no longer overloaded; callers turned away: %d, in %.1f s",
             self._pool.status(),
-            self._last - self._began,
             self._turned_away,
+            self._last - self._began,
         )
         self._turned_away = 0
 
