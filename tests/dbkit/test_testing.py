@@ -10,15 +10,18 @@ from xml.etree import ElementTree as ET
 import pytest
 from dbkit import embedded
 from dbkit.database import Database
+from dbkit.databases import Databases
 from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres, find_binaries
 from dbkit.testing.folder import run_parent
-from dbkit.testing.homes import start_server
+from dbkit.testing.homes import HOMES, refuse_configured, start_server
+from dbkit.urls import Dialect, parse_url
 from debian import find_program
 from marked import line_marked
 from rendering import Renderer
 from running import copy_of, manage, run, wait_until
 
 SUITE = Path(__file__).parent / "planted" / "suite.py"
+STAINS = SUITE.with_name("stains.py")
 line_of = partial(line_marked, SUITE, shown="tests/suite.py")
 DATABASES = [
     {"name": "primary", "engine": "postgresql"},
@@ -37,7 +40,8 @@ async def test_killed(client):
 def service(render: Renderer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a service of two databases, with the suite."""
     folder = copy_of(render(databases=DATABASES), tmp_path_factory.mktemp("testing"))
-    (folder / "tests" / "suite.py").write_text(SUITE.read_text())
+    for file in (SUITE, STAINS):
+        (folder / "tests" / file.name).write_text(file.read_text())
     return folder
 
 
@@ -51,9 +55,9 @@ def pytest_in(
 
 @pytest.fixture(scope="module")
 def outcomes(service: Path) -> dict[str, str]:
-    """Run the suite; return by test what went wrong, "" if nothing did."""
+    """Run the suites; return by test what went wrong, "" if nothing did."""
     report = service / "report.xml"
-    done = pytest_in(service, "tests/suite.py", f"--junit-xml={report}")
+    done = pytest_in(service, "tests/suite.py", "tests/stains.py", f"--junit-xml={report}")
     assert report.exists(), done.stdout
     found: dict[str, str] = {}
     for case in ET.parse(report).iter("testcase"):  # noqa: S314 -- our own
@@ -67,10 +71,10 @@ def outcomes(service: Path) -> dict[str, str]:
 
 
 def test_all_else_passes(outcomes: dict[str, str]) -> None:
-    """What the suite promises of itself, and the test that comes after all that is planted."""
+    """What the suites promise of themselves, and the test that comes after all that is planted."""
     others = {name: said for name, said in outcomes.items() if "plants" not in name}
 
-    assert len(others) >= 22
+    assert len(others) >= 43
     assert {name: said for name, said in others.items() if said} == {}
 
 
@@ -148,6 +152,38 @@ def test_what_is_planted_fails_and_names_the_line(
         assert line_of(line) in said
 
 
+@pytest.mark.parametrize(
+    ("dialect", "configured", "tests"),
+    [
+        (
+            "postgresql",
+            "postgres://owner@db/orders",
+            "postgresql://other@DB:5432/orders?ssl=require",
+        ),
+        (
+            "postgresql",
+            "postgres://localhost/orders",
+            "postgres:///orders?host=/var/run/postgresql",
+        ),
+        ("postgresql", "postgres://127.0.0.2/orders", "postgres://[::1]/orders"),
+        ("postgresql", "postgres://db/test_primary_gw0", "postgres://10.0.0.5/test"),
+        ("postgresql", "postgres://db/test_primary_gw0_3", "postgres://10.0.0.5/test"),
+        ("mysql", "mysql://db/TEST_PRIMARY_TEMPLATE", "mariadb://10.0.0.5:3307/test"),
+        ("sqlite", "sqlite:///here/../test_primary_main", "sqlite:///test"),
+    ],
+)
+def test_refuses_the_configured_database_however_it_is_named(
+    monkeypatch: pytest.MonkeyPatch, dialect: Dialect, configured: str, tests: str
+) -> None:
+    database = Database("primary", dialect, env_prefix="DATABASE_")
+    monkeypatch.setenv("DATABASE_URL", configured)
+    monkeypatch.setenv("DATABASE_POOL_SIZE", "wrong, as may be all but the URL")
+    homes = {"primary": HOMES[dialect](database, parse_url(tests, dialect))}
+
+    with pytest.raises(pytest.exit.Exception, match="which is what DATABASE_URL names"):
+        refuse_configured(Databases(database), homes)
+
+
 def test_refuses_the_configured_database(service: Path) -> None:
     done = pytest_in(
         service,
@@ -187,7 +223,7 @@ def test_workers_share_a_server_and_touch_nothing_configured(lonely: Path) -> No
         "DATABASE_URL=postgresql://nobody@127.0.0.1:1/none\n"
     )
 
-    done = pytest_in(lonely, "-n", "2")
+    done = pytest_in(lonely, "-n", "2", variables={"DATABASE_PASSWORD": "another"})
 
     assert done.returncode == 0, done.stdout
     assert configured.read_bytes() == b"not to be read"
@@ -249,6 +285,7 @@ def test_configured_server_is_as_it_was(lonely: Path, tmp_path: Path) -> None:
             return next(texts), next(texts)
 
         before = state()
+        server.create_database("test_primary_gw7_3")  # As a killed run would leave it.
         audit = (tmp_path / "audit.sqlite3").read_bytes()
 
         done = pytest_in(lonely, "-n", "2", variables=with_url)
@@ -293,6 +330,8 @@ def test_a_mariadb_of_the_run_is_shared_and_gone_after_it(render: Renderer, tmp_
     databases = [{"name": "primary", "engine": "mysql"}]
     service = copy_of(render(project_name="On MariaDB", databases=databases), tmp_path)
     (service / "tests" / "killed.py").write_text(KILLED)
+    stains = STAINS.read_text().replace("my_service", "on_mariadb")
+    (service / "tests" / "test_stains.py").write_text(stains)
     assert pytest_in(service, "tests/killed.py").returncode == -9
     (folder,) = left_behind("on_mariadb")
     assert (folder / "mariadb" / "password").stat().st_mode & 0o077 == 0

@@ -92,8 +92,9 @@ def address(url: URL) -> object:
     """Say which database a URL leads to, whoever asks and however it is written."""
     if url.get_backend_name() == "sqlite":
         return Path(url.database or "").resolve()
-    host = url.query.get("unix_socket") or url.query.get("host") or url.host or "localhost"
-    loopback = host in {"127.0.0.1", "::1"}
+    named = url.query.get("unix_socket") or url.query.get("host") or url.host or "localhost"
+    host = str(named).lower()
+    loopback = host.startswith("127.") or host == "::1"
     port = url.query.get("port") or url.port or PORTS[url.get_backend_name()]
     return "localhost" if loopback else host, str(port), url.database
 

@@ -31,7 +31,7 @@ from sqlalchemy.orm import DeclarativeBase
 from ..databases import Databases
 from . import faults
 from .folder import remove_unused, run_parent
-from .home import Home
+from .home import Home, lead_to
 from .homes import find_homes
 from .isolation import Isolation, follow_primary
 from .watch import Record
@@ -96,9 +96,8 @@ def database_homes(app: FastAPI, pytestconfig: pytest.Config) -> Generator[dict[
         asyncio.run(each(lambda home: home.prepare()))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for home in homes.values():
-            url = home.own.render_as_string(hide_password=False)
             for database in (home.database, *home.database.replicas):
-                patch.setenv(f"{database.env_prefix}URL", url)
+                lead_to(patch, database, home.own)
         yield homes
 
 

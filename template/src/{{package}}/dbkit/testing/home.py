@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -14,12 +15,25 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import migrations
+from ..checks import address
 from ..database import Database
 from ..engine import create_engine
 from ..settings import DatabaseSettings
 from . import kept
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
+OURS = r"(template|(main|gw\d+)(_\d+|_template)?)"
+MIGRATING = asyncio.Lock()
+"""Alembic's state is global."""
+
+
+def lead_to(patch: pytest.MonkeyPatch, database: Database, url: URL) -> None:
+    """Have the variables of a database lead to `url`, wherever they led."""
+    prefix = database.env_prefix
+    patch.setenv(f"{prefix}URL", url.render_as_string(hide_password=False))
+    patch.setenv(f"{prefix}PASSWORD", url.password or "")
+    for name in ("URL_FILE", "PASSWORD_FILE"):
+        patch.delenv(f"{prefix}{name}", raising=False)
 
 
 class Home(ABC):
@@ -27,6 +41,8 @@ class Home(ABC):
 
     server = ""
     """Version of the server, once it is known."""
+    reset_session = ""
+    """SQL that makes a connection as good as new, where there is any."""
 
     def __init__(self, database: Database, base: URL, cache: Path | None = None) -> None:
         self.database = database
@@ -37,21 +53,6 @@ class Home(ABC):
         self.copies: list[URL] = []
         """What this worker has made and not dropped."""
         self._count = 0
-        self._ahead: asyncio.Task[URL] | None = None
-        self._drops: set[asyncio.Task[None]] = set()
-
-    async def take(self) -> URL:
-        """Return a copy for one test; the next one is made while that test runs."""
-        ahead, self._ahead = self._ahead, None
-        url = await (ahead or self.another())
-        self._ahead = self._ahead or asyncio.create_task(self.another())
-        return url
-
-    def drop_later(self, url: URL) -> None:
-        """Drop a copy while the next tests run."""
-        task = asyncio.create_task(self.drop(url))
-        self._drops.add(task)
-        task.add_done_callback(self._drops.discard)
 
     async def another(self, url: URL | None = None) -> URL:
         """Make one more copy of the template, at `url` if given."""
@@ -61,14 +62,32 @@ class Home(ABC):
         await self.copy(url)
         return url
 
-    async def drop(self, url: URL) -> None:
-        """Drop a copy, whoever is connected to it."""
-        self.copies.remove(url)
-        await self.delete(url)
+    async def renew(self, url: URL) -> bool:
+        """Make a copy what the template is, if that is quicker than to copy; return whether it is.
+
+        It was a test's; only connections that hold nothing are open.
+        """
+        return False
 
     def at(self, suffix: str) -> URL:
         """Return the URL of one of our databases."""
         return self.base.set(database=f"{self.base.database}_{self.database.name}_{suffix}")
+
+    def would_use(self, url: URL) -> bool:
+        """Say whether that is the database named, or called as those that are dropped.
+
+        The latter on any server: one server has many names.
+        """
+        if url.get_backend_name() != self.database.dialect:
+            return False
+        return self.drops(url) or address(url) == address(self.base)
+
+    def drops(self, url: URL) -> bool:
+        """Say whether a database is called as one of ours, of this run or another."""
+        name, start = url.database or "", self.at("").database or ""
+        if self.database.dialect == "sqlite":
+            name, start = str(Path(name).resolve()), f"{Path(start).resolve()}"
+        return bool(re.fullmatch(re.escape(start) + OURS, name, re.IGNORECASE))
 
     async def prepare(self) -> None:
         """Make the template, unless another worker has, and this worker's copy."""
@@ -88,11 +107,10 @@ class Home(ABC):
 
     async def migrate_at(self, url: URL) -> None:
         """Migrate the database at `url`."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(
-                f"{self.database.env_prefix}URL", url.render_as_string(hide_password=False)
-            )
-            await migrations.migrate(self.database)
+        async with MIGRATING:
+            with pytest.MonkeyPatch.context() as patch:
+                lead_to(patch, self.database, url)
+                await migrations.migrate(self.database)
 
     async def keep(self, file: Path) -> None:  # noqa: B027 -- not every server can
         """Keep the migrated template for other runs, where that is quicker than to migrate."""
@@ -117,17 +135,15 @@ class Home(ABC):
     async def stay_connected(self) -> AsyncGenerator[None]:
         """Keep what is needed to make copies until exit, in this event loop."""
         yield
-        await asyncio.gather(*self._drops, *([self._ahead] if self._ahead else []))
-        self._ahead = None
 
     async def connections(self, url: URL) -> int:
-        """Count the connections to a copy; 0 where nobody knows."""
+        """Count the connections of others to a copy; 0 where nobody knows."""
         return 0
 
     async def clear(self) -> None:
         """Drop what would stay behind."""
         while self.copies:
-            await self.drop(self.copies[-1])
+            await self.delete(self.copies.pop())
 
 
 class ServerHome(Home):
@@ -154,6 +170,12 @@ class ServerHome(Home):
                 yield self._kept
             return
         url = self.base.set(database=None) if self.database.dialect == "mysql" else self.base
+        async with self.connect_to(url) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def connect_to(self, url: URL) -> AsyncGenerator[AsyncConnection]:
+        """Connect to a database, each statement a transaction."""
         settings = DatabaseSettings(
             url=url, statement_timeout=0, lock_timeout=0, idle_in_transaction_timeout=0
         )
@@ -173,6 +195,14 @@ class ServerHome(Home):
             if not others.first():
                 with contextlib.suppress(DBAPIError):  # Another worker copies it at this moment.
                     await self.drop_template(connection)
+
+    async def drop_left(self, connection: AsyncConnection) -> None:
+        """Drop what runs that were killed have left; no other run uses this URL now."""
+        pattern = str(self.at("").database).replace("_", r"\_") + "%"
+        listed = await connection.execute(text(self.names_like), {"pattern": pattern})
+        for name in listed.scalars().all():
+            if self.drops(url := self.base.set(database=name)):
+                await self.delete(url)
 
     @abstractmethod
     async def drop_template(self, connection: AsyncConnection) -> None:

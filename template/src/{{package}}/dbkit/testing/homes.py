@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from ..checks import address
 from ..database import Database
 from ..databases import Databases
 from ..embedded import (
@@ -102,18 +101,20 @@ test_variable.__test__ = False  # pyright: ignore[reportFunctionMemberAccess] --
 
 def refuse_configured(databases: Databases, homes: dict[str, Home]) -> None:
     """End the run before it touches a database that the service is configured to use."""
-    configured: dict[object, Database] = {}
-    # Replicas first: of one without a variable of its own, the primary's is named.
-    for database in sorted(databases.values(), key=lambda each: each.replica_of is None):
+    # What else may be wrong is no reason to touch one.
+    urls = {
+        name: value for name, value in environment().items() if name.endswith(("URL", "URL_FILE"))
+    }
+    # Replicas last: of one without a variable of its own, the primary's is named.
+    for database in sorted(databases.values(), key=lambda each: each.replica_of is not None):
         with contextlib.suppress(NotConfigured):  # Without a URL there is nothing to spare.
-            configured[address(database.read_settings().url)] = database
-    for home in homes.values():
-        for url in (home.base, home.template, home.own):
-            if database := configured.get(address(url)):
-                pytest.exit(
-                    f"{home.database.name}: the tests would use {url.database}, which is what"
-                    f" {database.env_prefix}URL names; nothing was touched. Set"
-                    f" {test_variable(home.database)} to another database, or to none for one"
-                    " that is made for the tests.",
-                    returncode=pytest.ExitCode.USAGE_ERROR,
-                )
+            url = database.read_settings(urls).url
+            for home in homes.values():
+                if home.would_use(url):
+                    pytest.exit(
+                        f"{home.database.name}: the tests would use {url.database}, which is what"
+                        f" {database.env_prefix}URL names; nothing was touched. Set"
+                        f" {test_variable(home.database)} to another database, or to none for one"
+                        " that is made for the tests.",
+                        returncode=pytest.ExitCode.USAGE_ERROR,
+                    )

@@ -17,7 +17,9 @@ from .sandbox import Sandbox
 from .watch import Watch, WatchedPool
 
 GRACE = 0.25
-"""Seconds that what is still under way at the end of a test has to return its connection."""
+"""Seconds to wait for a connection that no task seems to hold at the end of a test."""
+PATIENCE = 2.0
+"""Seconds that tasks have to end, or to return their connection; less would not do under load."""
 
 LEAK = "{name}: a connection was not returned; it was taken at\n  {checkout}"
 UNFINISHED = (
@@ -37,8 +39,8 @@ class Isolation:
         self._url = home.own
         self._before: set[asyncio.Task[Any]] = set()
         self._sandboxed: tuple[Opened, Sandbox] | None = None
-        self._engines: Opened | None = None
-        self._copied = self._url
+        self._copied: Opened | None = None
+        self._renewal: asyncio.Task[None] | None = None
         self._idle: list[Isolation] = []
         """Isolations of tasks that have ended, to be used again."""
 
@@ -58,32 +60,72 @@ class Isolation:
                 if left:
                     faults.append(left)
                 if faults:
-                    await self.close()
+                    await self._close_sandbox()
                 if left:
                     self._url = await self._home.another()
 
     @asynccontextmanager
     async def copy(self, *, here: bool = False) -> AsyncGenerator[list[str]]:
-        """Use a copy of the migrated template, with the whole pool, dropped on exit.
+        """Use a copy of the migrated template, with the whole pool.
 
         Either everywhere, or `here`: in the current task and those that it begins.
         """
         faults: list[str] = []
-        url = self._copied = await self._home.take()
-        settings = self.database.settings.model_copy(update={"url": url})
-        engines = self._engines = self._engines or self._make_engines()
-        opened = replace(engines, settings=settings, probe=self.database.probe)
+        copied = await self._take_copy()
+        opened = replace(copied, probe=self.database.probe)
         with self.database.replaced_here(opened) if here else self.database.replaced(opened):
             self._begin()
             try:
                 yield faults
             finally:
                 faults += await self._leaks()
-                if not faults and await self._others(url):
+                if not faults and await self._others(copied.settings.url):
                     faults.append(CONNECTED.format(name=self.database.name))
-                await self.database.pool.drain(0)
-                await engines.engine.dispose()  # It makes a new pool.
-                self._home.drop_later(url)
+                self._renewal = asyncio.create_task(self._renew(copied, anew=bool(faults)))
+                self._copied = copied
+
+    async def _take_copy(self) -> Opened:
+        """Take an engine on a copy that is as the template is; who takes it gives it back."""
+        copied, self._copied = self._copied, None
+        if self._renewal is not None:
+            renewal, self._renewal = self._renewal, None
+            await renewal
+        if copied is None:
+            url = await self._home.another()
+            settings = self.database.settings.model_copy(update={"url": url})
+            # One for all tests: with each, the dialect would look at the server anew, and
+            # SQLAlchemy compile each statement again (3 connects' worth of time).
+            copied = self.database.make(settings, poolclass=WatchedPool)
+            self.watch.attach(copied.engine)
+        return copied
+
+    async def _renew(self, copied: Opened, *, anew: bool) -> None:
+        """Have a copy and its pool be as before the first test."""
+        url, pool = copied.settings.url, copied.engine.pool
+        assert isinstance(pool, WatchedPool)  # noqa: S101 -- made above
+        pool.settings = copied.settings  # Not what a test made of them.
+        renewed = not anew and await self._home.renew(url)
+        if not (renewed and await self._keep_one(copied, pool)):
+            await pool.drain(0)
+            await copied.engine.dispose()  # It makes a new pool.
+        if not renewed:
+            await self._home.copy(url)
+
+    async def _keep_one(self, copied: Opened, pool: WatchedPool) -> bool:
+        """Keep one connection, as new, which is quicker than to open it; return whether it is."""
+        if not self._home.reset_session:
+            return False
+        pool.resume()
+        pool.resize(1, 0)
+        try:
+            with self.watch.by_fixture():
+                async with copied.engine.connect() as connection:
+                    driver: Any = (await connection.get_raw_connection()).driver_connection
+                    await driver.execute(self._home.reset_session)
+        except Exception:  # noqa: BLE001 -- whatever a test did to it
+            return False
+        pool.resize(copied.settings.pool_size, copied.settings.max_overflow)
+        return True
 
     @asynccontextmanager
     async def copy_here(self) -> AsyncGenerator[list[str]]:
@@ -95,6 +137,14 @@ class Isolation:
         self._idle.append(isolation)
 
     async def close(self) -> None:
+        """Close what is open."""
+        for isolation in self._idle:
+            await isolation.close()
+        if self._copied is not None:
+            await (await self._take_copy()).engine.dispose()
+        await self._close_sandbox()
+
+    async def _close_sandbox(self) -> None:
         """Close the sandbox; the next test makes another."""
         if self._sandboxed is not None:
             opened, _ = self._sandboxed
@@ -102,23 +152,6 @@ class Isolation:
             pool = opened.engine.pool
             assert isinstance(pool, WatchedPool)  # noqa: S101 -- made below
             await pool.drain(0)
-
-    def _make_engines(self) -> Opened:
-        # One for all copies: with each, the dialect would look at the server anew, and SQLAlchemy
-        # compile each statement again (3 connects' worth of time).
-        opened = self.database.make(self.database.settings, poolclass=WatchedPool)
-        self.watch.attach(opened.engine)
-
-        dialect: Any = opened.engine.sync_engine.dialect  # This engine's own.
-        connect = dialect.connect
-
-        def connect_to_copy(*_: object, **arguments: Any) -> Any:
-            place, names = dialect.create_connect_args(self._copied)
-            named = {key: names[key] for key in names if key in {"database", "db"}}
-            return connect(*place, **arguments | named)
-
-        dialect.connect = connect_to_copy
-        return opened
 
     def _make_sandbox(self) -> tuple[Opened, Sandbox]:
         # One connection, which lives for the whole run, and is taken in turns.
@@ -144,8 +177,10 @@ class Isolation:
     async def _leaks(self) -> list[str]:
         """Say what the test left behind, and end it."""
         watch, name = self.watch, self.database.name
-        end = monotonic() + GRACE
-        while (watch.held or self._unfinished()) and monotonic() < end:  # noqa: ASYNC110 -- no event
+        began = monotonic()
+        while watch.held or self._unfinished():
+            if monotonic() - began > (PATIENCE if self._running() else GRACE):
+                break
             await asyncio.sleep(0.005)
         faults = [LEAK.format(name=name, checkout=each) for each in watch.held.values()]
         if unfinished := self._unfinished():
@@ -175,12 +210,11 @@ class Isolation:
             await asyncio.sleep(0.005)
 
     def _unfinished(self) -> set[asyncio.Task[Any]]:
+        return self._running() - self._before
+
+    def _running(self) -> set[asyncio.Task[Any]]:
         current = asyncio.current_task()
-        return {
-            task
-            for task in self.watch.users
-            if not task.done() and task is not current and task not in self._before
-        }
+        return {task for task in self.watch.users if not task.done() and task is not current}
 
 
 def follow_primary(replica: Database, *, here: bool = False) -> AbstractContextManager[None]:

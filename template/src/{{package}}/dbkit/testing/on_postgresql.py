@@ -1,11 +1,15 @@
 """Databases of tests on PostgreSQL, which can copy one."""
 
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ..database import Database
 from . import kept
+from .cleaning import Cleaner
 from .folder import RUN
 from .home import ServerHome
 
@@ -16,15 +20,26 @@ class PostgresHome(ServerHome):
     """Databases of PostgreSQL, which can copy one."""
 
     names_like = "SELECT datname FROM pg_database WHERE datname LIKE :pattern"
+    # Not DISCARD ALL: the driver relies on statements that it has prepared.
+    reset_session = (
+        "CLOSE ALL; UNLISTEN *; RESET SESSION AUTHORIZATION; RESET ALL; DISCARD TEMP;"
+        " DISCARD SEQUENCES; SELECT pg_advisory_unlock_all();"
+    )
+
+    def __init__(self, database: Database, base: URL, cache: Path | None = None) -> None:
+        super().__init__(database, base, cache)
+        self._cleaners: dict[URL, Cleaner] = {}
+        self._connections = AsyncExitStack()
+
+    @asynccontextmanager
+    async def stay_connected(self) -> AsyncGenerator[None]:
+        """Keep the connections to copies until exit, too."""
+        async with AsyncExitStack() as self._connections, super().stay_connected():
+            yield
 
     async def connections(self, url: URL) -> int:
-        """Count the connections to a copy."""
-        count = text(
-            "SELECT count(*) FROM pg_stat_activity"
-            " WHERE datname = :name AND backend_type = 'client backend'"  # No autovacuum.
-        )
-        async with self.connect() as connection:
-            return (await connection.execute(count, {"name": url.database})).scalar_one()
+        """Count the connections of others to a copy."""
+        return await self._cleaners[url].others()
 
     async def make_template(self) -> None:
         """Make the template, unless another worker of this run has."""
@@ -37,7 +52,7 @@ class PostgresHome(ServerHome):
                 text(f"{made_by} WHERE datname = :name"), {"name": self.template.database}
             )
             if found.scalar() != RUN:
-                await connection.execute(text(f"DROP DATABASE IF EXISTS {name}"))
+                await self.drop_left(connection)
                 await connection.execute(text(f"CREATE DATABASE {name}"))
                 await self.migrate()
                 await connection.execute(text(f"COMMENT ON DATABASE {name} IS '{RUN}'"))
@@ -52,12 +67,22 @@ class PostgresHome(ServerHome):
 
     async def copy(self, url: URL) -> None:
         """Make a copy of the template at `url`, in place of what is there."""
+        if cleaner := self._cleaners.pop(url, None):
+            await cleaner.connection.close()
+        await self.delete(url)
         name, template = quoted(url), quoted(self.template)
         async with self.connect() as connection:
-            await connection.execute(text(f"DROP DATABASE IF EXISTS {name}"))
             await connection.execute(
                 text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
             )
+        if self._kept is not None:
+            connected = await self._connections.enter_async_context(self.connect_to(url))
+            self._cleaners[url] = Cleaner(connected)
+            await self._cleaners[url].look()
+
+    async def renew(self, url: URL) -> bool:
+        """Delete what a test wrote to a copy; return whether that is all it did."""
+        return await self._cleaners[url].clean()
 
     async def delete(self, url: URL) -> None:
         """Delete a database, whoever is connected to it."""
