@@ -162,8 +162,8 @@ def test_what_is_planted_fails_and_names_the_line(
         ),
         (
             "postgresql",
-            "postgres://localhost/orders",
-            "postgres:///orders?host=/var/run/postgresql",
+            "postgres://db/test_primary_main",
+            "postgres:///test?host=/run/postgresql",
         ),
         ("postgresql", "postgres://127.0.0.2/orders", "postgres://[::1]/orders"),
         ("postgresql", "postgres://db/test_primary_gw0", "postgres://10.0.0.5/test"),
