@@ -101,10 +101,10 @@ async def serving(url: URL, patch: pytest.MonkeyPatch, **set_: str) -> AsyncGene
         async with databases["primary"].session() as session:
             return await session.scalar(text("select cast(:id as int)"), {"id": item_id})
 
-    transport = httpx.ASGITransport(app)
+    transport = httpx.ASGITransport(app, root_path="/shop")
     async with (
         databases.open(),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        httpx.AsyncClient(transport=transport, base_url="http://test/shop") as client,
     ):
         service = Service(databases, url, client)
         yield service
@@ -204,8 +204,8 @@ async def test_both_have_every_metric(
     assert {each.name for each in METRICS} <= seen
     assert {underscores(each.name) for each in METRICS if each.unit != "s"} <= families
     assert {f"{underscores(name)}_seconds" for name in TIMES} <= families
-    assert readings["dbkit.pool.route.checkouts", "GET/items/{item_id}"] == 1
-    assert scraped["dbkit_pool_route_checkouts_total", "GET/items/{item_id}"] == 1
+    assert readings["dbkit.pool.route.checkouts", "GET/shop/items/{item_id}"] == 1
+    assert scraped["dbkit_pool_route_checkouts_total", "GET/shop/items/{item_id}"] == 1
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,10 @@ def route_of(scope: Scope | None) -> str | None:
 
 
 def template_of(scope: Scope) -> str | None:
-    """Return the path of a request's route as it was declared: `/items/{item_id}`."""
+    """Return the path of a request's route as it was declared: `/items/{item_id}`.
+
+    As FastAPI's telemetry has it: behind the mounts and the root path of the application.
+    """
     # With the prefix of `include_router` it is only here.
     inner = scope.get("fastapi")
     route = (inner and inner.get("effective_route_context")) or scope.get("route")
@@ -268,12 +271,14 @@ def template_of(scope: Scope) -> str | None:
 
 
 def mounts_of(scope: Scope) -> str:
-    """Return the paths of the mounts that led to a route, as they were declared."""
-    if "app_root_path" not in scope:  # Set by the first mount; before, it is the proxy's prefix.
-        return ""
+    """Return what led to a route: the proxy's prefix, and the mounts as they were declared."""
+    root: str = scope.get("root_path", "").rstrip("/")
+    if "app_root_path" not in scope:  # Set by the first mount.
+        return root
+    prefix: str = scope["app_root_path"].rstrip("/")
     names = {value: name for name, value in scope["path_params"].items()}
-    taken = scope["root_path"].removeprefix(scope["app_root_path"]).split("/")
-    return "/".join("{" + names[each] + "}" if each in names else each for each in taken)
+    taken = root.removeprefix(prefix).split("/")
+    return prefix + "/".join("{" + names[each] + "}" if each in names else each for each in taken)
 
 
 def request_id_of(scope: Scope | None) -> str | None:
