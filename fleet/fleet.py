@@ -8,6 +8,7 @@ repository: copy it to where you want it. Clones are made in `fleet/`, anew each
 """
 
 import argparse
+import os
 import re
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ANSWERS = ".copier-answers.yml"
+ENVIRONMENT = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}  # Nobody is there to answer.
 
 
 @dataclass(frozen=True)
@@ -35,19 +37,30 @@ class Stopped(Exception):
 
 def run(folder: Path, *command: str, step: str = "") -> str:
     """Run a command and return what it prints; raise `Stopped` with its last line."""
-    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=ENVIRONMENT, check=False, capture_output=True, text=True
+        )
+    except OSError as error:
+        raise Stopped(f"{command[0]}: {error.strerror}") from error
     if done.returncode:
         lines = (done.stderr + done.stdout).strip().splitlines() or [f"exit {done.returncode}"]
         raise Stopped(f"{step or ' '.join(command[:2])}: {lines[-1]}")
     return done.stdout
 
 
+def name_of(url: str) -> str:
+    """Return what a service is called: the last part of its URL."""
+    return re.split(r"[/\\:]", url.rstrip("/").removesuffix(".git"))[-1]
+
+
 def clone(url: str, work: Path) -> Path:
     """Clone a service anew."""
-    folder = work / url.rstrip("/").removesuffix(".git").replace("\\", "/").rpartition("/")[2]
+    folder = work / name_of(url)
     if folder.exists():
         shutil.rmtree(folder)
-    run(work, "git", "clone", "--quiet", url, folder.name)
+    origin = str(Path(url).resolve()) if Path(url).exists() else url
+    run(work, "git", "clone", "--quiet", origin, folder.name)
     if not (folder / ANSWERS).exists():
         raise Stopped(f"no {ANSWERS}: not made from a template")
     return folder
@@ -80,8 +93,11 @@ def update(url: str, work: Path, options: argparse.Namespace) -> Outcome:
     step = f"{before} to {version(folder)}"
     if conflicts := run(folder, "git", "diff", "--name-only", "--diff-filter=U").split():
         return Outcome(folder.name, f"{step}, conflicts: {', '.join(conflicts)}", fine=False)
+    branch = f"template-{version(folder)}"
+    if run(folder, "git", "branch", "--remotes", "--list", f"origin/{branch}"):
+        return Outcome(folder.name, f"{step}, and there is a branch {branch} already")
     run(folder, "uv", "lock")
-    run(folder, "git", "switch", "--quiet", "--create", f"template-{version(folder)}")
+    run(folder, "git", "switch", "--quiet", "--create", branch)
     run(folder, "git", "add", "--all")
     message = f"build: update to {version(folder)} of the template"
     run(folder, "git", "commit", "--quiet", "--message", message)
@@ -114,7 +130,10 @@ def main(arguments: list[str]) -> int:
         except Stopped as stopped:
             return Outcome(url, str(stopped), fine=False)
 
-    urls = [line for line in options.services.read_text().split("\n") if line.strip()]
+    urls = [line.strip() for line in options.services.read_text().splitlines() if line.strip()]
+    names = [name_of(url) for url in urls]
+    if twice := {name for name in names if names.count(name) > 1}:
+        parser.error(f"more than one is called {', '.join(sorted(twice))}: list them apart")
     with ThreadPoolExecutor(options.jobs) as threads:
         outcomes = list(threads.map(attempt, urls))
     for outcome in outcomes:

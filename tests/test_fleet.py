@@ -33,7 +33,8 @@ esac
 """
 GH = '#!/bin/sh\necho "$@" >> "$ASKED"\n'
 NOTHING = "#!/bin/sh\n"
-REQUESTS = {"github": "pr create --fill\n", "gitlab": "merge_request.create\n"}
+REQUESTS = {"github": "pr create --fill --draft\n", "gitlab": "merge_request.create\n"}
+EDITED = "src/my_service/dbkit/__init__.py"
 GITLAB = {
     "TEMPLATE_TOKEN": "t0ken",
     "CI_SERVER_HOST": "gitlab.example.com",
@@ -85,7 +86,8 @@ def fleet(folder: Path, tools: dict[str, str], *arguments: str) -> subprocess.Co
 def test_all_are_updated_without_conflict(
     remotes: list[Path], tools: dict[str, str], tmp_path: Path
 ) -> None:
-    (tmp_path / "services.txt").write_text("".join(f"{path}\n" for path in remotes))
+    paths = [os.path.relpath(path, tmp_path) for path in remotes]
+    (tmp_path / "services.txt").write_text("".join(f"{path}\n" for path in paths))
 
     told = fleet(tmp_path, tools, "report", "services.txt")
     options = ["--test", "uv run python -m compileall -q src", "--request", "gh pr create --fill"]
@@ -97,6 +99,9 @@ def test_all_are_updated_without_conflict(
     assert done.stdout.endswith(f"{SIZE} of {SIZE} are fine.\n")
     for remote in remotes:
         assert git(remote, "show", f"template-{HEAD}:uv.lock") == "locked\n"
+    (tmp_path / "services.txt").write_text(f"{paths[0]}\n")
+    again = fleet(tmp_path, tools, "update", "services.txt", *options)
+    assert f"and there is a branch template-{HEAD} already\n1 of 1 are fine.\n" in again.stdout
     assert Path(tools["ASKED"]).read_text() == "pr create --fill\n" * SIZE
 
 
@@ -119,6 +124,23 @@ def test_service_that_somebody_must_look_at_is_named(
     ]
 
 
+def test_services_of_one_name_are_refused(tools: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "services.txt").write_text("git@one.example:orders.git\n../two/orders\n")
+
+    done = fleet(tmp_path, tools, "report", "services.txt")
+
+    assert done.returncode == 2
+    assert "more than one is called orders: list them apart" in done.stderr
+
+
+def test_program_that_is_missing_is_named(tools: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "services.txt").write_text(f"{tmp_path}\n")
+
+    done = fleet(tmp_path, tools | {"PATH": str(tmp_path)}, "report", "services.txt")
+
+    assert done.stdout == f"LOOK: {tmp_path}: git: No such file or directory\n0 of 1 are fine.\n"
+
+
 def script_of(service: Path) -> str:
     """Read what the job runs that looks for a new release of the template."""
     if (service / ".gitlab-ci.yml").exists():
@@ -133,9 +155,14 @@ def script_of(service: Path) -> str:
 def test_job_opens_a_request_once(
     ci: str, history: Path, render: Renderer, tools: dict[str, str], tmp_path: Path
 ) -> None:
-    """Run its script as it is written, on clones whose service was never updated."""
+    """Run its script as it is written, on clones whose service was never updated.
+
+    The owner of the one on GitHub has written into a file that is the template's.
+    """
     script = script_of(render(ci=ci).path)
     service = copy(history, tmp_path / "orders", {"ci": ci}, listed()[0].tag)
+    if ci == "github":
+        (service / EDITED).write_text("# Ours.\n")
     commit_all(service)
     git(tmp_path, "clone", "--quiet", "--bare", "orders", "orders.git")
     remote = tmp_path / "orders.git"
@@ -165,6 +192,10 @@ def test_job_opens_a_request_once(
     assert git(remote, "branch", "--list", branch).strip() == branch
     assert git(remote, "show", f"{branch}:uv.lock") == "locked\n"
     assert (tmp_path / "asked").read_text() == REQUESTS[ci]
+    message = git(remote, "log", "-1", "--format=%B", branch)
+    assert message.strip() == f"build: update to {HEAD} of the template" + (
+        f"\n\nConflicts: {EDITED}" if ci == "github" else ""
+    )
 
 
 @pytest.mark.skipif("FLEET" not in os.environ, reason="takes minutes, so it runs with FLEET=12")

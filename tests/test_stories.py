@@ -12,7 +12,7 @@ from owner import edit
 from releases import ROOT, git, listed
 from rendering import commit_all
 from running import run
-from updating import HEAD, copy
+from updating import HEAD, copy, update
 
 SQLITE: dict[str, Any] = {"name": "primary", "engine": "sqlite"}
 UV = """\
@@ -99,7 +99,7 @@ def commands(title: str) -> str:
 def tell(title: str, folder: Path, **variables: str) -> None:
     """Run a story in a service; uv, which would ask PyPI, is this environment."""
     tools = folder.with_name("bin")
-    tools.mkdir()
+    tools.mkdir(exist_ok=True)
     (tools / "uv").write_text(UV)
     (tools / "uv").chmod(0o755)
     path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -151,6 +151,20 @@ def test_a_database_comes_and_another_goes(history: Path, tmp_path: Path) -> Non
     assert [path.name for path in folder.glob("src/orders/databases/a*.py")] == ["archive.py"]
 
 
+def test_a_file_that_only_new_services_have(history: Path, tmp_path: Path) -> None:
+    folder = orders(history, tmp_path / "orders", SQLITE)
+    edit(folder)
+    commit_all(folder)
+    update(folder)
+    commit_all(folder)
+
+    tell("A file that only new services have", folder)
+
+    changed = git(folder, "status", "--porcelain").splitlines()
+    assert changed[0] == "A  AGENTS.md"
+    assert all(each.startswith("A  deploy/") for each in changed[1:])
+
+
 def test_the_template_is_elsewhere(
     history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,8 +175,13 @@ def test_the_template_is_elsewhere(
     said = run(folder, copier, "check-update").stdout
     said += run(folder, copier, "update", "--defaults").stdout
     fork = tmp_path / "fork"
-    git(tmp_path, "clone", "--quiet", str(history), fork.name)
+    git(tmp_path, "clone", "--quiet", "--no-tags", str(history), fork.name)
     commit_all(fork, tag=f"{HEAD}.post1")
+    with pytest.raises(AssertionError) as failed:
+        tell("The template is elsewhere", folder, TEMPLATE=str(fork))
+    said += str(failed.value)
+    git(folder, "reset", "--hard", "HEAD~")
+    git(fork, "fetch", "--quiet", "--tags")
 
     tell("The template is elsewhere", folder, TEMPLATE=str(fork))
 

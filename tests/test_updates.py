@@ -264,6 +264,44 @@ def test_contributing_lists_what_breaks_owners() -> None:
     assert dict(listed_there) == {name: fault.strip() for name, (_, fault) in MUTATIONS.items()}
 
 
+def test_changes_of_the_templates_files_are_conflicts_and_an_update_can_be_taken_back(
+    owned: Owned, history: Path, tmp_path: Path
+) -> None:
+    template = shutil.copytree(history, tmp_path / "template")
+    service = owned.duplicate(tmp_path / "service", template).folder
+    change("ruff.toml", "100", "90")(service)
+    drop("src/my_service/dbkit/sizing.py")(service)
+    commit_all(service)
+    change("template/ruff.toml", "100", "120")(template)
+    add(f"{PACKAGE}/dbkit/sizing.py", "# More.\n")(template)
+    add(f"{PACKAGE}/dbkit/news.py", "# New.\n")(template)
+    commit_all(template, tag="v100.0.0")
+    text = (ROOT / "docs" / "updating.md").read_text(encoding="utf-8")
+    (listing,) = re.findall("`(git diff --name.*?)`", text)
+    (taking_back,) = re.findall("`(git reset.*?)`", text)
+
+    update(service)
+
+    assert run(service, "bash", "-c", listing).stdout == "ruff.toml\n"
+    assert not (service / "src/my_service/dbkit/sizing.py").exists()
+    assert (service / "src/my_service/dbkit/news.py").exists()
+    run(service, "bash", "-c", taking_back)
+    assert git(service, "status", "--porcelain") == ""
+
+
+def test_service_in_a_folder_of_a_repository_is_updated(
+    history: Path, render: Renderer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "repository" / "services" / "service"
+    service = started(history, listed()[0], chosen("sqlite-bare"), render, folder)
+    shutil.rmtree(folder / ".git")
+    commit_all(tmp_path / "repository")
+
+    update(folder)
+
+    assert faults(service, render(**answers_of(folder)).path) == []
+
+
 def test_owners_keep_a_file_that_the_template_drops(
     owned: Owned, history: Path, tmp_path: Path
 ) -> None:
