@@ -7,10 +7,12 @@ from contextlib import asynccontextmanager
 import pytest
 import uvicorn
 from dbkit import Database, Databases, disconnects, install, session_from
-from fastapi import FastAPI, Request
+from dbkit.disconnects import CancelOnDisconnect, begin_commit
+from fastapi import BackgroundTasks, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.types import Message, Receive, Scope, Send
 from waiting import until
 
 
@@ -24,29 +26,35 @@ class Service:
 
     def __init__(self, database: Database, app: FastAPI) -> None:
         self.database = database
-        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+        self.server = uvicorn.Server(
+            uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=5)
+        )
         self.cancelled: list[str] = []
         self.begun: list[str] = []
         self.bodies: list[bytes] = []
 
     async def request(
-        self, path: str, *, method: str = "GET", body: str = ""
+        self, path: str, *, method: str = "GET", length: int | None = None
     ) -> asyncio.StreamWriter:
         """Send a request, and return the connection: closing it is leaving."""
-        _, writer = await self.send(path, method=method, body=body)
+        _, writer = await self.send(path, method=method, length=length)
         return writer
 
     async def send(
-        self, path: str, *, method: str = "GET", body: str = "", length: int = 0
+        self, path: str, *, method: str = "GET", body: str = "", length: int | None = None
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Send a request, and return both ends of its connection."""
         port = self.server.servers[0].sockets[0].getsockname()[1]
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         head = f"{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n"
-        head += f"content-length: {length}\r\n\r\n" if length else "\r\n"
+        head += f"content-length: {length}\r\n\r\n" if length is not None else "\r\n"
         writer.write((head + body).encode())
         await writer.drain()
         return reader, writer
+
+    async def begin(self, what: str) -> None:
+        """Note what was begun after a response."""
+        self.begun.append(what)
 
     async def count(self) -> int:
         """Count the rows that requests have left."""
@@ -78,8 +86,9 @@ async def serving(database: Database) -> AsyncGenerator[Service]:
     of_this_request: AsyncSession = session_from(database)
 
     @app.post("/visit")
-    async def visit(session: AsyncSession = of_this_request) -> None:
+    async def visit(tasks: BackgroundTasks, session: AsyncSession = of_this_request) -> None:
         await session.execute(text("insert into visits default values"))
+        tasks.add_task(service.begin, "mail")
 
     @app.get("/read")
     async def read(session: AsyncSession = of_this_request) -> None:
@@ -95,16 +104,20 @@ async def serving(database: Database) -> AsyncGenerator[Service]:
         await asyncio.sleep(0.05)  # Many times as long as it takes to be watched.
         service.bodies.append(await request.body())
 
-    @app.get("/stream")
-    async def stream() -> StreamingResponse:
+    @app.get("/events")
+    async def events(count: int) -> StreamingResponse:
         async def chunks() -> AsyncGenerator[bytes]:
-            yield b"first"
-            await asyncio.sleep(0.05)
-            yield b"last"
+            try:
+                for _ in range(count):
+                    yield b"event"
+                    await asyncio.sleep(0.01)
+            finally:
+                service.begun.append("end")
 
+        await asyncio.sleep(0.05)  # Many times as long as it takes to be watched.
         return StreamingResponse(chunks())
 
-    assert all((visit, read, late, stream))
+    assert all((visit, read, late, events))
     task = asyncio.create_task(service.server.serve())
     await until(lambda: service.server.started)
     try:
@@ -128,7 +141,11 @@ async def test_who_left_the_queue_costs_no_statement(service: Service) -> None:
     pool = service.database.pool
     async with service.database.session() as session:
         await session.execute(text("select 1"))  # Now the pool has no other connection.
-        clients = [await service.request("/visit", method="POST") for _ in range(20)]
+        clients = [
+            await service.request("/visit", method="POST", length=length)
+            for length in (None, 0)
+            for _ in range(10)
+        ]
         await until(lambda: pool.snapshot().waiting == len(clients))
 
         for client in clients:
@@ -148,7 +165,9 @@ async def test_who_left_a_read_frees_its_connection(service: Service) -> None:
     assert service.cancelled == ["read"]
 
 
-async def test_who_left_in_a_commit_leaves_a_row(service: Service, database_url: URL) -> None:
+async def test_who_left_in_a_commit_leaves_a_row_and_a_task(
+    service: Service, database_url: URL
+) -> None:
     async with service.database.engine.begin() as connection:
         await connection.execute(
             text("""
@@ -179,7 +198,7 @@ async def test_who_left_in_a_commit_leaves_a_row(service: Service, database_url:
         for _ in range(10):  # The watcher learns of it in the next turns of the loop.
             await asyncio.sleep(0)
         assert not [task for task in asyncio.all_tasks() if task.cancelling()]
-    await until(lambda: service.database.pool.snapshot().in_use == 0)
+    await until(lambda: service.begun == ["mail"])
     assert await service.count() == 1
 
 
@@ -202,7 +221,41 @@ async def test_a_request_without_a_body_can_still_ask_for_it(service: Service) -
 
 
 async def test_a_response_that_has_begun_is_sent_whole(service: Service) -> None:
-    reader, writer = await service.send("/stream")
+    reader, writer = await service.send("/events?count=10")
 
-    assert b"last" in await answer(reader)
+    assert (await answer(reader)).count(b"event") == 10
     writer.close()
+
+
+async def test_a_stream_that_began_late_ends_when_its_client_leaves(service: Service) -> None:
+    reader, writer = await service.send("/events?count=1000000")
+    async with asyncio.timeout(30):
+        await reader.readuntil(b"event")
+
+    writer.close()
+
+    await until(lambda: service.begun == ["end"])
+
+
+async def test_no_commit_begins_once_the_client_has_left() -> None:
+    async def left() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(_: Message) -> None: ...
+
+    async def commit(request: asyncio.Task[None]) -> None:
+        await until(lambda: request.cancelling() > 0)
+        begin_commit()
+
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        # A task of its own, as behind `@app.middleware("http")`, learns of it later.
+        inner = asyncio.create_task(commit(request))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            with pytest.raises(asyncio.CancelledError):
+                await inner
+
+    served = CancelOnDisconnect(app)({"type": "http", "headers": []}, left, send)
+    request = asyncio.create_task(served)
+    await request

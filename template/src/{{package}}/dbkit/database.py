@@ -18,7 +18,7 @@ from sqlalchemy.sql.selectable import TypedReturnsRows
 from sqlalchemy.util import greenlet_spawn
 
 from .detectors import Detectors
-from .disconnects import commit_guard
+from .disconnects import begin_commit
 from .engine import create_engine, hosts
 from .errors import NotOpen, ReadOnly, Unreachable
 from .health import Probe
@@ -229,10 +229,9 @@ class Database:
         """Begin a transaction: commit on success, roll back on an error."""
         if self.replica_of is not None:
             raise ReadOnly(self.name, "begin a session", self.replica_of.name)
-        with commit_guard() as begin_commit:
-            async with self._open.sessions.begin() as session:
-                yield session
-                begin_commit()
+        async with self._open.sessions.begin() as session:
+            yield session
+            begin_commit()
         if self.replicas:
             await note_commit(self)
 
@@ -253,8 +252,7 @@ class Database:
         if self.replica_of is not None:
             raise ReadOnly(self.name, "execute what may write", self.replica_of.name)
         engine = self.engine.sync_engine
-        with commit_guard() as begin_commit:
-            result = await greenlet_spawn(run_alone, engine, statement, params, begin_commit)
+        result = await greenlet_spawn(run_alone, engine, statement, params, begin_commit)
         if self.replicas:
             await note_commit(self)
         return result

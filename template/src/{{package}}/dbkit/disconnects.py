@@ -1,11 +1,10 @@
 """Requests whose client has left are cancelled: while they wait, while they read, in no commit.
 
-Without this, a service that was slow for a moment first works off what nobody waits for.
+Without this, a service that was slow for a moment first works off what nobody waits for. What has
+begun to commit is finished, with the commit of another database and the background tasks.
 """
 
 import asyncio
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from contextvars import ContextVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -55,7 +54,7 @@ class CancelOnDisconnect:
             if not request.cancelled or request.task.uncancel() > 0:
                 raise
         finally:
-            request.unwatch()
+            request.end()
             _request.reset(token)
 
 
@@ -67,81 +66,64 @@ class WatchedRequest:
         assert task is not None  # noqa: S101 -- a server runs each request in a task
         self.task = task
         self.cancelled = False
-        self.commits = 0
+        self._watched = True
         self._receive = receive
         self._waiting_body = any(
-            name in {b"content-length", b"transfer-encoding"} for name, _ in scope["headers"]
+            name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+            for name, value in scope["headers"]
         )
-        self._kept: list[Message] = []
-        self._left = asyncio.Event()
-        self._commits_ended = asyncio.Event()
+        # One, so that nobody's body is read ahead of the application.
+        self._messages: asyncio.Queue[Message] = asyncio.Queue(1)
         self._watcher: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._watch_later()
+        self._timer = self._watch_later()
 
     async def receive(self) -> Message:
         """Pass a message on to the application."""
-        if self._kept:
-            return self._kept.pop(0)
-        if self._watcher is not None:  # It reads; nothing but the end can follow.
-            await self._left.wait()
-            return {"type": "http.disconnect"}
-        message = await self._receive()
-        self._waiting_body = message["type"] == "http.request" and message.get("more_body", False)
+        if self._watcher is None:
+            message = await self._receive()
+            self._waiting_body = message.get("more_body", False)
+        else:  # It reads, to the end.
+            message = await self._messages.get()
+            if message["type"] == "http.disconnect":
+                self._messages.put_nowait(message)  # Whoever asks again is told again.
         return message
 
     def unwatch(self) -> None:
         """Leave the rest to the server."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._watcher is not None and not self._left.is_set():
-            self._watcher.cancel()
-            self._watcher = None
+        self._watched = False
+        self._timer.cancel()
 
-    def _watch_later(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(NOTICE_AFTER, self._watch)
+    def end(self) -> None:
+        """Stop reading."""
+        self.unwatch()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    def _watch_later(self) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(NOTICE_AFTER, self._watch)
 
     def _watch(self) -> None:
         if self._waiting_body:
-            self._watch_later()  # The application still reads: it sees the end by itself.
+            self._timer = self._watch_later()  # The application still reads: it sees the end.
         else:
             self._watcher = asyncio.get_running_loop().create_task(self._cancel_when_left())
 
     async def _cancel_when_left(self) -> None:
-        while (message := await self._receive())["type"] != "http.disconnect":
-            self._kept.append(message)
-        self._left.set()
-        while self.commits:
-            self._commits_ended.clear()
-            await self._commits_ended.wait()
-        self.cancelled = True
-        self.task.cancel("the client has left")
-
-    def end_commit(self) -> None:
-        """Let the client's leaving count again."""
-        self.commits -= 1
-        self._commits_ended.set()
+        message: Message = {"type": ""}
+        while message["type"] != "http.disconnect":
+            message = await self._receive()
+            if message["type"] == "http.disconnect" and self._watched:
+                self.cancelled = True
+                self.task.cancel("the client has left")
+            await self._messages.put(message)
 
 
-@contextmanager
-def commit_guard() -> Generator[Callable[[], None]]:
-    """Yield what to call when a commit begins.
+def begin_commit() -> None:
+    """Have the current request, if there is one, end whether its client leaves or not.
 
-    From then on until exit, the leaving client of the current request, if there is one, cancels
-    nothing.
+    Cancelled if the client has left already, and the task of the request does not know yet.
     """
-    request, begun = _request.get(), False
-
-    def begin() -> None:
-        nonlocal begun
-        if request is not None:
-            request.commits += 1
-            begun = True
-
-    try:
-        yield begin
-    finally:
-        if request is not None and begun:
-            request.end_commit()
+    if (request := _request.get()) is not None:
+        if request.cancelled:
+            raise asyncio.CancelledError("the client has left")
+        request.unwatch()
