@@ -224,6 +224,16 @@ async def test_a_statement_that_fails_is_timed_too(service: Service) -> None:
     assert used.in_sql >= 0.05
 
 
+async def test_statements_of_two_tasks_on_one_connection_are_timed(service: Service) -> None:
+    async with service.database.engine.connect() as connection:
+        answers = await asyncio.gather(
+            connection.scalar(text("select 1 from pg_sleep(0.05)")),
+            connection.scalar(text("select 2")),
+        )
+        assert answers == [1, 2]
+    assert service.pool.usage.routes[usage.NO_ROUTE].statements == 2
+
+
 async def test_the_number_of_routes_is_bounded(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -317,11 +317,11 @@ def timed_statement(execute: Callable[..., None]) -> Callable[..., None]:
             execute(cursor, statement, *others)
             return
         use.statements += 1
-        use.sql_since = monotonic()
+        use.sql_since = began = monotonic()
         try:
             execute(cursor, statement, *others)
-        finally:
-            use.in_sql += monotonic() - use.sql_since
+        finally:  # Another task may have begun, or ended, a statement on it meanwhile.
+            use.in_sql += monotonic() - began
             use.sql_since = None
 
     return timed
@@ -335,11 +335,11 @@ def timed_end(end: Callable[[Any], None]) -> Callable[[Any], None]:
         if use is None:
             end(connection)
             return
-        use.sql_since = monotonic()
+        use.sql_since = began = monotonic()
         try:
             end(connection)
         finally:
-            use.in_sql += monotonic() - use.sql_since
+            use.in_sql += monotonic() - began
             use.sql_since = None
 
     return timed
