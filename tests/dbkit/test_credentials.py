@@ -1,5 +1,6 @@
 """Secrets in files, passwords that change while the service runs, and TLS."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -172,6 +173,28 @@ async def test_a_callable_is_asked_at_each_connect(
         before = len(asked)
         await database.pool.warm(2, 5)
         assert len(asked) == before + 1
+
+
+async def test_a_callable_that_others_cancelled_is_asked_again(
+    role: AsyncConnection, database_url: URL
+) -> None:
+    cancelled = asyncio.create_task(asyncio.Event().wait())
+    cancelled.cancel()
+    asked: list[str] = []
+
+    async def password() -> str:
+        asked.append("one")
+        if len(asked) <= 6:
+            await cancelled
+        return "one"
+
+    database = Database("orders", "postgresql", url=rotating(database_url), password=password)
+
+    async with database.open():
+        with pytest.raises(Unreachable, match="what makes its password was cancelled"):
+            await database.reader.scalar(text("select 1"))
+        await until(lambda: database.pool.snapshot().breaker == "closed")
+        assert await database.reader.scalar(text("select 1")) == 1
 
 
 async def test_tokens_that_differ_each_time_retire_nothing_until_one_is_refused(

@@ -1,5 +1,6 @@
 """Secrets that may change while the service runs, and the certificates that servers show."""
 
+import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
@@ -39,7 +40,7 @@ class Credentials:
         if isinstance(self._password, SecretStr):
             return self._password.get_secret_value()
         answer = self._password()
-        return await_only(answer) if isawaitable(answer) else answer
+        return await_only(settled(answer)) if isawaitable(answer) else answer
 
     def note_failure(self, code: str | None) -> None:
         """Remember a password that was refused, by the SQLSTATE."""
@@ -54,6 +55,17 @@ class Credentials:
         changed = self._last not in {None, password} and (bool(self._file) or self._refused)
         self._last, self._refused = password, False
         return changed
+
+
+async def settled(password: Awaitable[str]) -> str:
+    """Wait for a password; that what makes it was cancelled, by others, is a `RuntimeError`."""
+    try:
+        return await password
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise RuntimeError("what makes its password was cancelled") from error
 
 
 def read_secret(file: str) -> str:
