@@ -1,6 +1,7 @@
 """Databases: opened and closed with the service, and a transaction for each session."""
 
 import asyncio
+import gc
 import logging
 import socket
 import traceback
@@ -114,6 +115,26 @@ async def test_a_transaction_that_reads_first_waits_for_a_writer(tmp_path: Path)
 
         async with database.session() as session:
             assert await session.scalar(text("SELECT number FROM things")) == 8
+
+
+async def test_a_cancelled_transaction_leaves_no_lock(tmp_path: Path) -> None:
+    database = declare(f"sqlite:///{tmp_path / 'orders.sqlite3'}", lock_timeout=0)
+    steps = 0
+
+    async with database.open():
+        gc.disable()  # Else the lock would go with it.
+        try:
+            for steps in range(100):
+                task = asyncio.create_task(execute(database, "SELECT 1"))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                if not task.cancel():
+                    break
+                await asyncio.wait([task])
+                await execute(database, "SELECT 1")
+        finally:
+            gc.enable()
+    assert 10 < steps < 100
 
 
 async def test_a_session_that_outlives_its_block_raises_and_holds_nothing(

@@ -5,6 +5,7 @@ import logging
 import random
 import socket
 import sqlite3
+from contextlib import suppress
 from importlib import import_module
 from threading import Thread
 from typing import Any
@@ -117,6 +118,7 @@ def create_engine(
         time_statements(engine.sync_engine)
     if dialect_name == "sqlite":
         event.listen(engine.sync_engine, "begin", begin_sqlite)
+        event.listen(engine.sync_engine, "invalidate", end_sqlite)
     return engine
 
 
@@ -256,6 +258,12 @@ def begin_sqlite(connection: Connection) -> None:
     """
     if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def end_sqlite(connection: Any, _record: object, _error: object) -> None:
+    """Roll back what was cancelled: closed, SQLite keeps its lock while a cursor is in memory."""
+    with suppress(Exception):
+        connection.rollback()
 
 
 def unreachable(name: str, prefix: str, settings: DatabaseSettings, error: Exception) -> str:
