@@ -5,12 +5,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any, assert_type
 
 import pytest
+from asyncpg import (  # pyright: ignore[reportMissingTypeStubs] -- it has none
+    ConnectionDoesNotExistError,
+    InterfaceError,
+)
 from dbkit import Database
 from mariadb import MariaDB
 from pool_proxy import Proxy
 from shop import Item, fill
 from sqlalchemy import URL, CursorResult, Result, delete, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
+from waiting import until
 
 Act = Callable[[Database], Awaitable[object]]
 
@@ -144,6 +149,21 @@ async def test_the_driver_is_counted_by_the_pool(database: Database) -> None:
         assert database.pool.checkedout() == 1
 
     assert database.pool.checkedout() == 0
+
+
+async def test_the_driver_says_itself_that_its_connection_was_cut(database_url: URL) -> None:
+    url = database_url.render_as_string(hide_password=False)
+    async with Database("shop", "postgresql", url=url, drain_timeout=0).open() as database:
+
+        async def sleep() -> None:
+            async with database.driver_connection() as connection:
+                await connection.execute("SELECT pg_sleep(60)")
+
+        sleeps = asyncio.create_task(sleep())
+        await until(lambda: database.pool.checkedout() == 1)
+        await database.stop()
+        with pytest.raises((ConnectionDoesNotExistError, InterfaceError)):
+            await sleeps
 
 
 async def test_a_transaction_left_open_in_the_driver_goes_with_its_connection(

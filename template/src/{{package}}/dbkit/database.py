@@ -269,12 +269,11 @@ class Database:
             await connection.execution_options(**AUTOCOMMIT)
             await connection.begin()  # Sends nothing, but to the sandbox of a test.
             driver: Any = (await connection.get_raw_connection()).driver_connection
-            is_in_transaction: Callable[[], bool] = getattr(driver, "is_in_transaction", bool)
-            before = is_in_transaction()  # As it is in the sandbox of a test.
+            before = is_in_transaction(driver)  # As it is in the sandbox of a test.
             try:
                 yield driver
             finally:
-                if is_in_transaction() and not before:
+                if is_in_transaction(driver) and not before:
                     await connection.invalidate()
 
     async def run_transaction(
@@ -318,3 +317,12 @@ class Database:
             yield
         finally:
             self._here.reset(token)
+
+
+def is_in_transaction(driver: Any) -> bool:
+    """Whether asyncpg's connection is in a transaction; one that was cut cannot tell."""
+    return (
+        hasattr(driver, "is_in_transaction")
+        and not driver.is_closed()
+        and driver.is_in_transaction()
+    )
