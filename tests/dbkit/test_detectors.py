@@ -143,6 +143,21 @@ async def test_a_slow_statement_is_not_taken_for_an_idle_hold(
     assert messages(caplog) == []
 
 
+async def test_who_streams_rows_is_not_taken_for_an_idle_hold(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with database.session() as session:
+        rows = await session.stream(text("select generate_series(1, 9)"))
+        detectors_of(database, leak_after=0).look(time.monotonic() + 30)
+        (holder,) = database.pool.holders()
+        await rows.close()
+        await session.scalar(text("select 1"))
+        (after,) = database.pool.holders()
+    assert messages(caplog) == []
+    assert "in SQL, streaming rows, it was taken at" in str(holder)
+    assert not after.streams
+
+
 async def test_a_server_that_does_not_even_hang_up_is_not_taken_for_an_idle_hold(
     database_url: URL, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -64,7 +64,7 @@ class Detectors:
                     self._leak_after,
                     holder_of(pool.name, use, now),
                 )
-            elif use.sql_since is None and held - use.in_sql >= IDLE_HOLD:
+            elif not (use.sql_since or use.streams) and held - use.in_sql >= IDLE_HOLD:
                 self._name_idle(pool, use, now)
 
     def _name_idle(self, pool: FairPool, use: Use, now: float) -> None:

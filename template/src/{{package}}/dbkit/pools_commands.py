@@ -182,6 +182,7 @@ def describe(state: dict[str, Any]) -> str:
             who = each["route"] or f"task {each['task']}"
             lines.append(
                 f"  {each['held']:8.2f} s  {percent_of(each['in_sql'], each['held'])} in SQL  {who}"
+                f"{', streaming rows' if each['streams'] else ''}"
                 f"{', ended' if each['ended'] else ''}  {'' if each['is_there'] else 'taken at '}"
                 f"{' <- '.join(each['where'])}"
             )

@@ -47,6 +47,7 @@ class Use:
         "since",
         "sql_since",
         "statements",
+        "streams",
         "task",
         "waited",
     )
@@ -61,6 +62,8 @@ class Use:
         self.place = calling_place()
         """Where in the service it was taken."""
         self.statements = 0
+        self.streams = False
+        """Whether the rows of the latest are fetched bit by bit, of which no time is noted."""
         self.in_sql = 0.0
         self.sql_since: float | None = None
         """When the statement that runs now began, or the closing of the connection."""
@@ -88,6 +91,8 @@ class Holder:
     in_sql: float
     """Seconds of these in which the database had something to do."""
     statements: int
+    streams: bool
+    """Whether it fetches rows bit by bit, for which the database works between its statements."""
     where: tuple[str, ...]
     """Lines of the service where it is now, the innermost first."""
     is_there: bool
@@ -106,6 +111,8 @@ class Holder:
     def __str__(self) -> str:
         name = self.route or f"task {self.task}"
         text = f"{name} for {self.held:.2f} s, {self.in_sql:.2f} s of it in SQL"
+        if self.streams:
+            text += ", streaming rows"
         if self.ended:
             text += "; its task has ended"
         if self.where:
@@ -243,6 +250,7 @@ def holder_of(database: str, use: Use, now: float) -> Holder:
         held=now - use.since,
         in_sql=use.in_sql + running,
         statements=use.statements,
+        streams=use.streams,
         where=now_at or taken_at,
         is_there=bool(now_at),
         ended=use.ended,
@@ -317,6 +325,7 @@ def timed_statement(execute: Callable[..., None]) -> Callable[..., None]:
             execute(cursor, statement, *others)
             return
         use.statements += 1
+        use.streams = cursor.server_side
         use.sql_since = began = monotonic()
         try:
             execute(cursor, statement, *others)

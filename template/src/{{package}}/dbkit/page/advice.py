@@ -50,21 +50,7 @@ def advise(database: Database, holders: Sequence[Holder], load: Load | None) -> 
         )
     if status.suspended:
         advice.append("The pool is suspended: it hands out nothing until `resume()`.")
-    for holder in holders:
-        name = holder.route or f"Task {holder.task}"
-        at = " at" if holder.is_there else ", taken at"
-        where = f"{at} {holder.where[0]}" if holder.where else ""
-        if holder.ended:
-            advice.append(
-                f"{name} ended, and its connection was not returned: close its session{where}."
-            )
-        elif holder.held >= LONG and holder.idle >= holder.held / 2:
-            advice.append(
-                f"{name} holds a connection and waits for something else{where}:"
-                " end the session before, or begin it after."
-            )
-        elif holder.held >= LONG:
-            advice.append(f"{name} has been in SQL for {holder.in_sql:.1f} s{where}.")
+    advice += [about(each) for each in holders if each.ended or each.held >= LONG]
     advice = list(dict.fromkeys(advice))[:5]
     if load is None:
         return advice
@@ -77,3 +63,20 @@ def advise(database: Database, holders: Sequence[Holder], load: Load | None) -> 
         hint = f"raise {database.env_prefix}POOL_SIZE, or shorten what holds connections"
         return [*advice, f"{sentence}, and there are {status.limit}: {hint}."]
     return [*advice, f"{sentence}, and there are {status.limit}."]
+
+
+def about(holder: Holder) -> str:
+    """Say what to do about who holds a connection for long, or for good."""
+    name = holder.route or f"Task {holder.task}"
+    at = " at" if holder.is_there else ", taken at"
+    where = f"{at} {holder.where[0]}" if holder.where else ""
+    if holder.ended:
+        return f"{name} ended, and its connection was not returned: close its session{where}."
+    if holder.streams:
+        return f"{name} has been streaming rows for long{where}."
+    if holder.idle >= holder.held / 2:
+        return (
+            f"{name} holds a connection and waits for something else{where}:"
+            " end the session before, or begin it after."
+        )
+    return f"{name} has been in SQL for long{where}: a slow statement, or a lock."

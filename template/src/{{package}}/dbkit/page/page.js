@@ -125,6 +125,7 @@ function showHolders(holders) {
       [
         each.route || `task ${each.task}`,
         ...(each.ended ? [element("span", { class: "ended" }, " ended without returning it")] : []),
+        ...(each.streams ? [" streaming rows"] : []),
         ...(each.request_id ? [element("small", {}, ` ${each.request_id}`)] : []),
         ...each.where.map((line) => element("code", {}, each.is_there ? line : `taken at ${line}`)),
       ],
