@@ -30,7 +30,8 @@ PLAIN = {"", "text", "sql", "http"}
 # What runs the commands that are not `manage.py`'s: how they begin, and a file with a text in it.
 RUN_BY = {
     "python3 -m venv .tools && .tools/bin/pip install --quiet": (".ci/run", "pip install"),
-    ".tools/bin/copier copy --defaults": ("tests/test_questions.py", "run_copy"),
+    "export PATH=": ("tests/test_first_steps.py", '"bash"'),
+    "copier copy --defaults": ("tests/test_first_steps.py", '"bash"'),
     ".tools/bin/uv run --project": ("tests/test_install.py", "test_owner_installs"),
     "cd ": ("tests/test_install.py", "test_owner_installs"),
     "git init": ("tests/rendering.py", "def commit_all"),

@@ -1,19 +1,36 @@
 """The first steps, taken as their page writes them."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from copier import run_copy, run_update
-from rendering import ROOT, commit_all
+from copier import run_update
+from rendering import ROOT, commit_all, git
 from running import manage, run
 
 PAGE = (ROOT / "docs" / "first-steps.md").read_text(encoding="utf-8")
 
 
-def python_blocks() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def begin(template: Path, folder: Path) -> Path:
+    """Render the service by the page's own lines, with tools that are where pip puts them."""
+    git(folder, "clone", "--quiet", str(template), "template")
+    tools = folder / "template" / ".tools" / "bin"
+    tools.mkdir(parents=True)
+    shutil.copy(ROOT / ".gitignore", folder / "template" / ".git" / "info" / "exclude")
+    for name in ("copier", "uv"):
+        (tools / name).symlink_to(Path(sys.executable).with_name(name))
+    lines = "".join(blocks("console")[:2]).splitlines()[1:]
+    script = "\n".join(lines).replace("uv lock", "uv --version")  # That would ask PyPI.
+    variables = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+    done = run(folder / "template", "bash", "-euc", script, variables=variables)
+    assert done.returncode == 0, done.stdout
+    return folder / "orders"
 
 
 def insert(path: Path, after: str, line: str) -> None:
@@ -39,11 +56,8 @@ def succeeds(folder: Path, command: str) -> str:
 
 @pytest.mark.timeout(300)
 def test_each_step_works_as_it_is_written(template_repository: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "orders"
-    answers = {"project_name": "Orders"}
-    run_copy(str(template_repository), folder, defaults=True, data=answers, quiet=True)
-    commit_all(folder)
-    column, fields, test = python_blocks()
+    folder = begin(template_repository, tmp_path)
+    column, fields, test = blocks("python")
     succeeds(folder, "uv run manage.py migrate")  # As runserver does.
 
     insert(folder / "src/orders/items/models.py", "    quantity: Mapped[int]\n", column.strip())
