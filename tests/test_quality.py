@@ -102,6 +102,22 @@ def test_pyright_finds_nothing(render: Renderer, tmp_path: Path) -> None:
     assert report["summary"]["filesAnalyzed"] == files
 
 
+@pytest.mark.parametrize("engine", ["mysql", "postgresql", "sqlite"])
+def test_uv_adds_below_the_lines_of_the_template(
+    render: Renderer, tmp_path: Path, engine: str
+) -> None:
+    """Among them, the next update could conflict with it."""
+    service = render(databases=[{"name": "primary", "engine": engine}])
+    shutil.copy(service.path / "pyproject.toml", tmp_path)
+
+    for group in ([], ["--dev"]):
+        done = run(tmp_path, BIN / "uv", "add", "--frozen", *group, "aaa>=1", "orjson>=3")
+        assert done.returncode == 0, done.stdout
+
+    text = (tmp_path / "pyproject.toml").read_text()
+    assert text.count('below.\n    "aaa>=1",\n    "orjson>=3",\n]') == 2
+
+
 def test_no_template_is_left_over(service: Service) -> None:
     # GitHub has its own, and somebody may want to say something in curly brackets.
     ours = re.compile(r"(?<!\$)\{\{(?! curly \}\})|\{%|\{#|%\}")
