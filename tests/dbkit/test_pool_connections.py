@@ -161,11 +161,20 @@ async def test_open_breaker_asks_once_in_a_while_and_refuses_the_rest() -> None:
     assert server.most_open == 0
 
 
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [
+        (OSError("no route"), "OSError: no route"),
+        (Unreachable("primary: cannot connect to there"), "cannot connect to there"),
+    ],
+)
 @in_virtual_time
-async def test_breaker_closes_when_the_server_is_back(caplog: pytest.LogCaptureFixture) -> None:
+async def test_breaker_closes_when_the_server_is_back(
+    caplog: pytest.LogCaptureFixture, refusal: Exception, said: str
+) -> None:
     caplog.set_level(logging.WARNING, "dbkit")
     server = FakeServer()
-    server.refusal = OSError("no route")
+    server.refusal = refusal
     pool = server.pool(pool_size=4)
     await asyncio.gather(*(take(pool) for _ in range(9)), return_exceptions=True)
     await asyncio.sleep(20)
@@ -177,7 +186,7 @@ async def test_breaker_closes_when_the_server_is_back(caplog: pytest.LogCaptureF
     assert pool.snapshot().idle == 1
     await asyncio.gather(*(take(pool) for _ in range(4)))
     down, back = caplog.messages
-    assert down == "primary: unreachable after 3 failures in a row: OSError: no route"
+    assert down == f"primary: unreachable after 3 failures in a row: {said}"
     assert back.startswith("primary: reachable again, after 2")
 
 

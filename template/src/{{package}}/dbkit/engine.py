@@ -294,4 +294,5 @@ def reason(error: BaseException) -> str:
         return "no answer in time"
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there"
-    return str(error).partition("\n")[0] or type(error).__name__
+    said = getattr(error, "strerror", None) or str(error)
+    return said.partition("\n")[0] or type(error).__name__

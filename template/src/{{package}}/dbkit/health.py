@@ -94,7 +94,10 @@ class Probe:
         self.is_up = False
         if self._down_since is None:
             self._down_since = time.monotonic()
-            why = str(error).removeprefix(f"{self._name}: ").partition("\n")[0]
+            said = str(
+                getattr(error, "orig", None) or error
+            )  # Of the driver, without the statement.
+            why = said.removeprefix(f"{self._name}: ").partition("\n")[0]
             logger.error("%s: down: %s", self._name, why or f"no answer in {TIMEOUT:g} s")
 
     async def _try(self) -> Exception | None:

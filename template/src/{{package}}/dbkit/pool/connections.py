@@ -20,6 +20,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import greenlet_spawn
 
+from ..errors import Unreachable
 from ..settings import DatabaseSettings
 from ..sqlstates import sqlstate
 from ..usage import Usage
@@ -193,13 +194,11 @@ class Connections:
         self.counters.connect_errors += 1
         error = explain(error, self.settings.connect_timeout)
         if self.breaker.fail(error, now):
-            logger.warning(
-                "%s: unreachable after %d failures in a row: %s: %s",
-                self._background.name,
-                self.breaker.failures,
-                type(error).__name__,
-                error,
-            )
+            name, said = self._background.name, f"{type(error).__name__}: {error}"
+            if isinstance(error, Unreachable):
+                said = str(error).removeprefix(f"{name}: ")
+            failures = self.breaker.failures
+            logger.warning("%s: unreachable after %d failures in a row: %s", name, failures, said)
         if self.breaker.state == "open":
             self._background.later("probe", self.breaker.retry_at - now, self._probe)
 
