@@ -151,7 +151,7 @@ def test_help_names_every_command_and_needs_no_database(service: Service) -> Non
     for command in "check migrate makemigrations showmigrations dbshell runserver".split():  # noqa: SIM905
         assert f"\n  {command} " in done.out
     assert "..." not in done.out.partition("Commands:")[2]
-    migrate = service.manage("migrate", "--help", production=True, DATABASE_URL="")
+    migrate = service.manage("migrate", "-h", production=True, DATABASE_URL="")
     assert "--database NAME" in migrate.out
     assert "A revision, head, zero, +1 or -1." in migrate.out
 

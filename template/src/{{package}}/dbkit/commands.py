@@ -94,6 +94,7 @@ def manage(databases: Databases, *, app: str, root: Path) -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
         help="Administer the service and its databases.",
     )
 
