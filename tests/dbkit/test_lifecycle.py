@@ -144,7 +144,7 @@ async def test_a_frozen_server_does_not_hold_up_the_stop(
         async with frozen(process):
             await primary.stop()
 
-    assert "primary: connections still in use, now closed: 1" in caplog.text
+    assert "primary: still in use, now closed: 1\n  held by task " in caplog.text
 
 
 async def test_behind_the_servers_timeout_the_driver_gives_a_frozen_server_up(

@@ -758,7 +758,7 @@ async def test_drain_gives_holders_their_time() -> None:
         await asyncio.sleep(1)
         await give(connection)
 
-    assert await draining == 0
+    assert await draining == []
     assert server.open == set()
     assert server.goodbyes == 3
 
@@ -769,7 +769,7 @@ async def test_drain_takes_the_connections_of_those_who_keep_them() -> None:
     pool = server.pool(pool_size=3)
     held = [await take(pool) for _ in range(2)]
 
-    assert await pool.drain(5) == 2
+    assert len(await pool.drain(5)) == 2
 
     assert server.open == set()
     for connection in held:
@@ -788,7 +788,7 @@ async def test_drain_is_not_delayed_by_a_frozen_server() -> None:
     callers = await queue(pool, 2)  # The one idle connection, and one to be opened.
     began = asyncio.get_running_loop().time()
 
-    assert await pool.drain(3) == 4
+    assert len(await pool.drain(3)) == 4
 
     assert asyncio.get_running_loop().time() - began == pytest.approx(3.0)
     assert server.open == set()

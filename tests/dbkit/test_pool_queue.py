@@ -444,7 +444,7 @@ async def test_drain_tells_waiters_and_newcomers_at_once() -> None:
     with pytest.raises(PoolClosed, match="primary: the pool is closed"):
         await take(pool)
     await give(held)
-    assert await draining == 0
+    assert await draining == []
 
 
 @in_virtual_time

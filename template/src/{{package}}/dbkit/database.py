@@ -29,6 +29,7 @@ from .settings import DatabaseSettings, Declared, environment, origins, read_set
 from .sqlstates import is_retryable, sqlstate
 from .telemetry import record_times
 from .urls import Dialect
+from .usage import SHOWN_HOLDERS
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +221,8 @@ class Database:
             self._watching.cancel()
         taken = await self.pool.drain(opened.settings.drain_timeout)
         if taken:
-            logger.warning("%s: connections still in use, now closed: %d", self.name, taken)
+            held = "".join(f"\n  held by {each}" for each in taken[:SHOWN_HOLDERS])
+            logger.warning("%s: still in use, now closed: %d%s", self.name, len(taken), held)
         self._opened = None
         await opened.engine.dispose()
 

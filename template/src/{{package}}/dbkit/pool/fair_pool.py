@@ -326,12 +326,12 @@ class FairPool(Pool):
             raise self._refusals.unreachable(monotonic())
         return len(self._slots)
 
-    async def drain(self, timeout: float) -> int:
+    async def drain(self, timeout: float) -> list[Holder]:
         """Hand out nothing more, give holders `timeout` seconds, and close every connection.
 
         Callers that wait are told at once (`PoolClosed`). What is not closed in time has its
-        socket cut, so that a server which does not answer delays nothing. Returns how many
-        connections were taken from their holders.
+        socket cut, so that a server which does not answer delays nothing. Returns the holders that
+        connections were taken from.
         """
         self._background.attach()
         self._background.cancel()
@@ -342,7 +342,7 @@ class FairPool(Pool):
         self._connections.cancel_connects()
         self.retire()
         await self._background.until(lambda: not self._connections.open, timeout)
-        taken = self._connections.in_use
+        taken = self.holders()
         for slot in tuple(self._slots.values()):
             self._connections.drop(slot)
         if tasks := tuple(self._background.tasks):
