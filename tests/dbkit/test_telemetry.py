@@ -270,4 +270,7 @@ async def test_the_log_has_a_line_for_each_interval(
         await until(lambda: any(each["checkouts"] == 1 for each in lines()))
         await until(lambda: lines()[-1]["checkouts"] == 0)  # Of the interval, not of all time.
         said = lines()[-1]
+        async with service.database.session() as session:
+            await session.scalar(text("select 1"))
     assert (said["pool"], said["used"], said["idle"], said["max"]) == ("primary", 0, 1, 3)
+    assert sum(each["checkouts"] for each in lines()) == 2  # The last line comes at the end.

@@ -79,27 +79,33 @@ def observations(metric: Metric, _options: CallbackOptions) -> Iterable[Observat
 
 
 async def log_pools(databases: "Databases", interval: float) -> None:
-    """Write a line for each pool every `interval` seconds, until cancelled; 0 is never.
+    """Write a line for each pool every `interval` seconds, and when cancelled; 0 is never.
 
     It says what the pool does now, and what was added since the last one.
     """
     before: dict[str, dict[str, float]] = {}
     while interval:
-        await asyncio.sleep(interval)
-        for name, database in databases.items():
-            if database.is_open:
-                status, now = database.pool.snapshot(), totals(database.pool)
-                last = before.get(name, {})
-                fields = {
-                    "pool": name,
-                    "used": status.in_use,
-                    "idle": status.idle,
-                    "waiting": status.waiting,
-                    "max": status.limit,
-                    **{key: round(now[key] - last.get(key, 0), 3) for key in now},
-                }
-                logger.info("%s: %s", name, status, extra=fields)
-                before[name] = now
+        try:
+            await asyncio.sleep(interval)
+        finally:
+            for name, database in databases.items():
+                if database.is_open:
+                    before[name] = log_pool(database.pool, before.get(name, {}))
+
+
+def log_pool(pool: FairPool, before: dict[str, float]) -> dict[str, float]:
+    """Write the line of one pool; return its totals."""
+    status, now = pool.snapshot(), totals(pool)
+    fields = {
+        "pool": pool.name,
+        "used": status.in_use,
+        "idle": status.idle,
+        "waiting": status.waiting,
+        "max": status.limit,
+        **{key: round(now[key] - before.get(key, 0), 3) for key in now},
+    }
+    logger.info("%s: %s", pool.name, status, extra=fields)
+    return now
 
 
 def totals(pool: FairPool) -> dict[str, float]:
