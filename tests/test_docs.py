@@ -34,6 +34,8 @@ RUN_BY = {
     "copier copy --defaults": ("tests/test_first_steps.py", '"bash"'),
     ".tools/bin/uv run --project": ("tests/test_install.py", "test_owner_installs"),
     "cd ": ("tests/test_install.py", "test_owner_installs"),
+    "git rm -r src/orders/items": ("tests/test_first_steps.py", "delete"),
+    "sed -i '/items/d'": ("tests/test_first_steps.py", "delete"),
     "git init": ("tests/rendering.py", "def commit_all"),
     "uv lock": (".ci/run", "--locked"),
     "uv run tests/releases.py": ("tests/test_releases.py", "releases"),

@@ -80,3 +80,11 @@ def test_each_step_works_as_it_is_written(template_repository: Path, tmp_path: P
     added = folder / "src/orders/databases/audit.py"
     assert "AuditSession" in added.read_text()
     assert "price" in (folder / "src/orders/items/models.py").read_text()
+
+    commit_all(folder)
+    migrate, *delete = blocks("console")[-1].splitlines()
+    assert "downgraded from 0001" in succeeds(folder, migrate)
+    for command in delete:
+        assert run(folder, "bash", "-c", command).returncode == 0
+    assert "0 findings" in succeeds(folder, "uv run manage.py check")
+    assert "2 passed" in succeeds(folder, "uv run pytest")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -266,8 +267,11 @@ async def test_a_revision_of_the_database_that_has_no_file_is_an_error(database:
     await migrations.migrate(database)
     Path("migrations/orders/0003.py").unlink()  # noqa: ASYNC240
 
-    with pytest.raises(CommandError, match="Can't locate revision identified by '0003'"):
-        await migrations.migrate(database)
+    for work in (migrations.migrate, migrations.history, partial(migrations.make, message="next")):
+        with pytest.raises(
+            CommandError, match="orders: it is at 0003, which migrations/orders has"
+        ):
+            await work(database)
 
 
 @both

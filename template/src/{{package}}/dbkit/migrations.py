@@ -64,7 +64,7 @@ async def migrate(
     def run(connection: Connection) -> None:
         config = configure(database, connection=connection, on_step=stepped)
         script = ScriptDirectory.from_config(config)
-        if is_behind(database, script, heads(connection), target):
+        if is_behind(database, script, known_heads(database, script, connection), target):
             command.downgrade(config, "base" if target == ZERO else target)
         else:
             command.upgrade(config, target)
@@ -111,9 +111,9 @@ def find(database: Database, script: ScriptDirectory, target: str) -> str | None
 
 async def history(database: Database) -> list[Migration]:
     """List the migrations, oldest first, with what of them is applied."""
-    async with connect(database) as connection:
-        current = await connection.run_sync(heads)
     script = ScriptDirectory.from_config(configure(database))
+    async with connect(database) as connection:
+        current = await connection.run_sync(lambda sync: known_heads(database, script, sync))
     applied = {each.revision for each in script.iterate_revisions(current, "base")}
     return [
         Migration(each.revision, each.doc, each.revision in applied)
@@ -134,9 +134,9 @@ async def make(database: Database, message: str, *, empty: bool = False) -> Path
 
     def run(connection: Connection) -> Path | None:
         config = configure(database, connection=connection)
-        if not empty and set(heads(connection)) != set(
-            ScriptDirectory.from_config(config).get_heads()
-        ):
+        script = ScriptDirectory.from_config(config)
+        current = known_heads(database, script, connection)
+        if not empty and set(current) != set(script.get_heads()):
             raise CommandError(
                 f"{database.name}: migrations are not applied;"
                 f" first run `manage.py migrate --database {database.name}`"
@@ -294,6 +294,23 @@ def heads(connection: Connection) -> tuple[str, ...]:
     """Return the revisions that a database is at."""
     with connection.begin():  # Ended here: Alembic commits no transaction that it finds begun.
         return MigrationContext.configure(connection).get_current_heads()
+
+
+def known_heads(
+    database: Database, script: ScriptDirectory, connection: Connection
+) -> tuple[str, ...]:
+    """Return the revisions that a database is at; `CommandError` if one of them has no file."""
+    found = heads(connection)
+    if unknown := set(found) - {each.revision for each in script.walk_revisions()}:
+        raise CommandError(
+            f"{database.name}: it is at {', '.join(unknown)}, which {DIRECTORY / database.name} has"
+            " not:\n"
+            "  1. bring the file back, from another branch or a newer version of the service\n"
+            "  2. or say where the database is:"
+            f" `manage.py migrate --database {database.name} --fake --to REVISION`\n"
+            "  3. or, in development, begin anew: delete .postgres/, .mariadb/ or the SQLite file."
+        )
+    return found
 
 
 def is_behind(

@@ -1,1 +1,1 @@
-"""Notes on items, in the other databases: an example. Read it, then delete this package."""
+"""Notes on items, in the other databases: an example to read, and delete as `items` is."""
