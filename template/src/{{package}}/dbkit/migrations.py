@@ -282,11 +282,19 @@ def configure(
     config.attributes.update(database=database, connection=connection, on_step=on_step)
     with warnings.catch_warnings(action="ignore"):  # The error says the same.
         try:
-            ScriptDirectory.from_config(config).get_heads()
+            last = sorted(ScriptDirectory.from_config(config).get_heads())
         except KeyError as error:
             raise CommandError(
                 f"{database.name}: a migration in {folder} follows {error}, which is not there"
             ) from None
+    if len(last) > 1:
+        raise CommandError(
+            f"{database.name}: {folder} has several heads, as after a merge of two branches:"
+            f" {', '.join(last)}\n"
+            "  1. let the newer one follow the older: name that one as its `down_revision`\n"
+            "  2. or, if both were applied where it matters, write one that follows both:"
+            f" `down_revision = {tuple(last)}`"
+        )
     return config
 
 
