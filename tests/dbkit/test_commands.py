@@ -34,6 +34,34 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
+# Each in a fork of one process, which has imported all.
+IN_FORKS = """
+import os, sys
+from manage import cli
+for line in sys.argv[1:]:
+    if not os.fork():
+        cli(line.split())
+    code = os.waitstatus_to_exitcode(os.wait()[1])
+    print(line, "ended with", code, file=sys.stderr, flush=True)
+"""
+MISTAKES = {
+    "check --database nope": "no database nope; there is primary, audit",
+    "migrate --to 0001": "a revision belongs to one database: name it with --database",
+    "migrate --to nope --database primary": (
+        "primary: no revision 'nope'; those that there are: `manage.py showmigrations"
+    ),
+    "migrate --fake --to nope --database primary": (
+        "primary: no revision 'nope'; those that there are: `manage.py showmigrations"
+    ),
+    "migrate --fake --to 0001": "a revision belongs to one database: name it with --database",
+    "migrate --fake --sql": "--fake runs nothing: choose one",
+    "makemigrations more --empty": (
+        "an empty migration belongs to one database: name it with --database"
+    ),
+    "migrate --nope": "No such option: --nope",
+    "runserver --port 70000": "Invalid value for '--port'",
+}
+
 
 @dataclass
 class Done:
@@ -218,39 +246,19 @@ def test_sql_is_printed_without_a_database_and_says_whose_it_is(service: Service
     assert "CREATE TABLE notes" in second
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["check", "--database", "nope"], "no database nope; there is primary, audit"),
-        (
-            ["migrate", "--to", "0001"],
-            "a revision belongs to one database: name it with --database",
-        ),
-        (
-            ["migrate", "--to", "nope", "--database", "primary"],
-            "primary: no revision 'nope'; those that there are: `manage.py showmigrations",
-        ),
-        (
-            ["migrate", "--fake", "--to", "nope", "--database", "primary"],
-            "primary: no revision 'nope'; those that there are: `manage.py showmigrations",
-        ),
-        (
-            ["migrate", "--fake", "--to", "0001"],
-            "a revision belongs to one database: name it with --database",
-        ),
-        (["migrate", "--fake", "--sql"], "--fake runs nothing: choose one"),
-        (
-            ["makemigrations", "by hand", "--empty"],
-            "an empty migration belongs to one database: name it with --database",
-        ),
-        (["migrate", "--nope"], "No such option: --nope"),
-        (["runserver", "--port", "70000"], "Invalid value for '--port'"),
-    ],
-)
-def test_a_mistake_is_answered_with_a_sentence(
-    service: Service, arguments: list[str], message: str
-) -> None:
-    assert message in service.refused(*arguments)
+def test_a_mistake_is_answered_with_a_sentence(service: Service) -> None:
+    command = [sys.executable, "-c", IN_FORKS, *MISTAKES]
+    environment = service.environment | service.variables
+    done = subprocess.run(
+        command, cwd=service.path, env=environment, check=True, capture_output=True, text=True
+    )
+
+    rest = done.stderr
+    assert "Traceback" not in rest
+    for line, message in MISTAKES.items():
+        said, _, rest = rest.partition(f"{line} ended with ")
+        assert message in said
+        assert rest[0] in "12"
 
 
 @pytest.mark.parametrize("arguments", [["makemigrations", "x"], ["check"]])
