@@ -289,6 +289,23 @@ def test_changes_of_the_templates_files_are_conflicts_and_an_update_can_be_taken
     assert git(service, "status", "--porcelain") == ""
 
 
+def test_another_answer_brings_its_files_once(owned: Owned, history: Path, tmp_path: Path) -> None:
+    folder = owned.duplicate(tmp_path / "service", history).folder
+
+    update(folder, ci="gitlab", containers=True, licence="MIT")
+
+    added = tree(folder).keys() - owned.before.keys()
+    assert added == {
+        *(".dockerignore", "Dockerfile", "compose.yaml", ".gitlab-ci.yml", "renovate.json"),
+        *("LICENSE", "deploy/migrate.yaml", "deploy/service.yaml", "deploy/volume.yaml"),
+    }
+    for name in added:
+        (folder / name).unlink()
+    commit_all(folder)
+    update(folder)
+    assert tree(folder).keys() == owned.before.keys()
+
+
 def test_service_in_a_folder_of_a_repository_is_updated(
     history: Path, render: Renderer, tmp_path: Path
 ) -> None:
