@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterator
 from threading import Thread
-from typing import Any
 
 import pytest
 import uvicorn
@@ -99,11 +98,18 @@ def test_no_name_of_a_route_reaches_the_terminal_as_a_command() -> None:
     route = {"route": "GET /\x1b[2J", "checkouts": 1, "held": 1.0, "in_sql": 0.5, "longest": 1.0}
     pool = dict.fromkeys(["pool_size", "max_overflow", "in_use", "idle", "waiting"], 1)
     pool |= dict.fromkeys(["shed", "timeouts", "refused"], 0)
-    database = {"up": True, "pool": pool, "holders": [], "routes": [route], "advice": []}
-    loop: dict[str, Any] = {"blocks": 0, "blocked_seconds": 0.0, "latest": []}
-    state = {"service": "s", "process": 1, "processes": 1, "event_loop": loop}
+    holder = {
+        "route": "GET /",
+        "held": 1.0,
+        "in_sql": 0.5,
+        "ended": False,
+        "where": ["a.py:1 in b"],
+    }
+    database = {"up": True, "pool": pool, "holders": [holder], "routes": [route], "advice": []}
+    state = {"service": "s", "process": 1, "processes": 1}  # As of 0.2.0.
 
     text = describe(state | {"databases": {"primary": database}})
 
+    assert "GET /  a.py:1 in b" in text
     assert "GET /?[2J" in text
     assert "\x1b" not in text

@@ -156,7 +156,7 @@ def describe(state: dict[str, Any]) -> str:
     """Write the state of a service for people."""
     several = f", one of {state['processes']}" if state["processes"] > 1 else ""
     lines = [f"{state['service']}, process {state['process']}{several}"]
-    loop = state["event_loop"]
+    loop = state.get("event_loop", {"latest": []})  # What an older service does not say yet.
     if loop["latest"]:
         lines += [
             "",
@@ -182,9 +182,9 @@ def describe(state: dict[str, Any]) -> str:
             who = each["route"] or f"task {each['task']}"
             lines.append(
                 f"  {each['held']:8.2f} s  {percent_of(each['in_sql'], each['held'])} in SQL  {who}"
-                f"{', streaming rows' if each['streams'] else ''}"
-                f"{', ended' if each['ended'] else ''}  {'' if each['is_there'] else 'taken at '}"
-                f"{' <- '.join(each['where'])}"
+                f"{', streaming rows' if each.get('streams') else ''}"
+                f"{', ended' if each['ended'] else ''}"
+                f"  {'' if each.get('is_there', True) else 'taken at '}{' <- '.join(each['where'])}"
             )
         if database["routes"]:
             lines.append("  on average   longest  in SQL   times  route")
