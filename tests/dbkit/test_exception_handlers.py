@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import dbkit.engine
 import pytest
-from dbkit import DATABASE_RESPONSES, Database, Databases, install, session_from
+from dbkit import DATABASE_RESPONSES, Database, Databases, Unreachable, install, session_from
 from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres
 from dbkit.exception_handlers import database_failed
 from fastapi import FastAPI, Request
@@ -193,6 +193,29 @@ async def test_a_value_that_postgresql_cannot_store_is_422(
     )
 
     check_unprocessable(response, OUT_OF_RANGE)
+
+
+async def test_a_task_group_is_answered_as_what_failed_in_it(service: Service) -> None:
+    async def conflict() -> None:
+        async with asyncio.TaskGroup() as outer, asyncio.TaskGroup() as inner:
+            for tasks in (outer, inner):
+                again = text("INSERT INTO parents VALUES (1, 'again', 1)")
+                tasks.create_task(service.primary.execute(again))
+
+    async def buggy() -> None:
+        raise ExceptionGroup("reads", [Unreachable("primary: away"), ZeroDivisionError()])
+
+    async def away() -> None:
+        raise ExceptionGroup("reads", [Unreachable("primary: away")])
+
+    for route in (conflict, buggy, away):
+        service.app.add_api_route(f"/{route.__name__}", route)
+
+    check_problem(await service.client.get("/conflict"), 409, TAKEN)
+    check_problem(
+        await service.client.get("/away"), 503, "primary: cannot be reached; try again later"
+    )
+    assert (await service.client.get("/buggy")).status_code == 500
 
 
 async def test_what_failed_left_nothing_behind(service: Service) -> None:

@@ -1,9 +1,10 @@
 """What a client is told when a database, or a body, is at fault: no SQL and no values."""
 
 import logging
+from collections.abc import Iterator
 from http import HTTPStatus
 from math import ceil
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exception_handlers import http_exception_handler
@@ -116,6 +117,24 @@ async def database_unavailable(request: Request, error: Exception) -> JSONRespon
     )
 
 
+async def group_failed(request: Request, error: Exception) -> JSONResponse:
+    """Answer for the errors of a task group, if all are a database's, as for the first."""
+    errors = list(members(error))
+    if not all(isinstance(each, DatabaseError | DBAPIError) for each in errors):
+        raise error
+    answer_for = database_unavailable if isinstance(errors[0], DatabaseError) else database_failed
+    return await answer_for(request, errors[0])
+
+
+def members(error: Exception) -> Iterator[Exception]:
+    """Yield the errors of a group, and of those in it; or else the error itself."""
+    if isinstance(error, ExceptionGroup):
+        for each in cast("ExceptionGroup[Exception]", error).exceptions:
+            yield from members(each)
+    else:
+        yield error
+
+
 UNAVAILABLE: dict[type[DatabaseError], str] = {
     PoolClosed: "the service is stopping",
     PoolOverloaded: "overloaded; try again later",
@@ -149,5 +168,6 @@ def add_exception_handlers(app: FastAPI) -> None:
     """Turn database errors, and invalid requests, into responses."""
     app.add_exception_handler(DBAPIError, database_failed)
     app.add_exception_handler(DatabaseError, database_unavailable)
+    app.add_exception_handler(ExceptionGroup, group_failed)
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_exception_handler(HTTPException, http_exception)
