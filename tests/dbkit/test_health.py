@@ -146,6 +146,7 @@ async def test_the_pool_is_tried_again_when_the_probe_has_an_answer(
 ) -> None:
     monkeypatch.setattr(breaker, "FIRST_DELAY", 3600)  # By itself, it would not in this test.
     async with Proxy(database_url) as way, declare(way.url).open() as database:
+        await database.engine.dispose()  # Also the one that comes after it.
         await way.refuse()
         way.cut()
 

@@ -7,6 +7,7 @@ import pytest
 from dbkit.errors import PoolClosed, PoolOverloaded, PoolTimeout
 from dbkit.pool import FairPool
 from pool_fakes import FakeServer, give, in_virtual_time, outcomes, queue, settle, take
+from sqlalchemy.util import greenlet_spawn
 
 
 @in_virtual_time
@@ -394,6 +395,18 @@ async def test_suspended_pool_still_keeps_the_timeout() -> None:
 
 
 @in_virtual_time
+async def test_dispose_of_a_suspended_pool_serves_who_waits() -> None:
+    pool = FakeServer().pool()
+    pool.suspend()
+    callers = await queue(pool, 2)
+
+    await greenlet_spawn(pool.dispose)
+    await settle()
+
+    assert outcomes(callers) == ["served", "served"]
+
+
+@in_virtual_time
 async def test_growing_pool_serves_who_waits() -> None:
     server = FakeServer()
     pool = server.pool(pool_size=1)
@@ -423,6 +436,18 @@ async def test_shrinking_pool_closes_idle_connections_now_and_used_ones_when_ret
 
     assert len(server.open) == 2
     assert pool.snapshot().idle == 2
+
+
+@in_virtual_time
+async def test_shrunken_pool_replaces_nothing_that_it_does_not_keep() -> None:
+    server = FakeServer()
+    pool = server.pool(pool_size=4, idle_timeout=2)
+    await pool.warm(4, deadline=1)
+
+    pool.resize(pool_size=2, max_overflow=2)
+    await asyncio.sleep(100)
+
+    assert (server.accepted, len(server.open)) == (4, 2)
 
 
 @pytest.mark.parametrize(("pool_size", "max_overflow"), [(0, 10), (5, -1)])

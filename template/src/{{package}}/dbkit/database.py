@@ -202,7 +202,7 @@ class Database:
         self._opened = self.make(settings)
         self.origins = origins(self.env_prefix, self.declared)
         record_times(self.name, self.pool.usage)
-        await self.probe.start(self.pool.retry)
+        await self.probe.start(lambda: self.pool.retry())  # noqa: PLW0108 -- another after dispose()
         detectors = Detectors(lambda: self.pool, settings.leak_after, self.env_prefix)
         self._watching = asyncio.create_task(detectors.run(), name=f"detectors of {self.name}")
         wait = self.probe.is_up or settings.required_at_start

@@ -178,7 +178,8 @@ class FairPool(Pool):
     def dispose(self) -> None:
         """Close the idle connections now, and the others at their return.
 
-        Callers that wait are still served; new ones go to the pool that replaces this one.
+        Callers that wait are still served, now if they wait for `resume`; new ones go to the pool
+        that replaces this one.
         """
         self._connections.kept = False
         self._connections.retire_used()
@@ -192,6 +193,7 @@ class FairPool(Pool):
     async def _close_idle(self) -> None:
         self._background.attach()
         self._connections.retire_idle()
+        self.resume()
         await self._background.until(lambda: not self._connections.closing)
 
     def status(self) -> str:
@@ -307,6 +309,7 @@ class FairPool(Pool):
         limits = {"pool_size": pool_size, "max_overflow": max_overflow}
         self.settings = self.settings.model_copy(update=limits)
         self._connections.settings = self.settings
+        self._connections.min_ready = min(self.min_ready, pool_size)
         self._connections.shrink()
         self._settle()
 
