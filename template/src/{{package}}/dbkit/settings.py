@@ -172,7 +172,10 @@ def read_settings(
     if dialect == "sqlite":  # It takes none; platforms set some for every database.
         values |= {"password": None, "password_file": ""}
     if not values.get("url"):
-        faults.append(f"{prefix}URL: not set. Where to connect, as {EXAMPLES[dialect]}.")
+        faults.append(
+            f"{prefix}URL: not set. Where to connect, as {EXAMPLES[dialect]}."
+            " In development, `manage.py runserver` needs none."
+        )
         values["url"] = URL.create(dialect)
     try:
         settings = DatabaseSettings.model_validate(values)
