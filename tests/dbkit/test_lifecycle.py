@@ -92,7 +92,8 @@ async def test_a_service_starts_degraded_when_a_database_is_down(
             async with databases["gone"].session() as session:
                 await session.execute(text("select 1"))
 
-    assert f"gone: cannot connect to postgresql://postgres:***@127.0.0.1:{port}/" in caplog.text
+    address = f"postgresql://postgres:***@127.0.0.1:{port}/"
+    assert f"gone: down: cannot connect to {address}" in caplog.text
     assert "check GONE_DATABASE_URL" in caplog.text
 
 
