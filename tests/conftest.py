@@ -20,9 +20,9 @@ from xdist.scheduler import LoadScopeScheduling  # pyright: ignore[reportMissing
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- where Linux has a tmpfs
 LONGEST = [
-    *("test_quality.py", "test_updates.py", "test_commands.py", "test_install.py"),
-    *("test_testing.py", "test_questions.py", "test_stories.py", "test_openapi.py"),
-    *("test_faults.py", "test_fleet.py", "test_outage.py", "test_page_in_browser.py"),
+    *("test_updates.py", "test_testing.py", "test_commands.py", "test_stories.py"),
+    *("test_install.py", "test_fleet.py", "test_quality.py", "test_faults.py"),
+    *("test_questions.py", "test_outage.py", "test_openapi.py", "test_page_in_browser.py"),
     *("test_first_steps.py", "test_embedded.py", "test_migrations.py", "test_health.py"),
 ]
 VARIANTS = ["test_boot.py", "test_own.py"]

@@ -131,6 +131,17 @@ def test_a_database_gets_another_name(history: Path, tmp_path: Path) -> None:
     assert "audit" not in git(folder, "grep", "-i", "journal")
 
 
+def test_the_service_gets_another_name(history: Path, tmp_path: Path) -> None:
+    folder = orders(history, tmp_path / "orders", SQLITE)
+    edit(folder)
+    commit_all(folder)
+
+    tell("The service gets another name", folder)
+
+    assert [path.name for path in (folder / "src").iterdir()] == ["web_shop"]
+    assert 'name = "web-shop"' in (folder / "pyproject.toml").read_text()
+
+
 def test_from_sqlite_to_postgresql(history: Path, tmp_path: Path) -> None:
     folder = orders(history, tmp_path / "orders", SQLITE)
 
