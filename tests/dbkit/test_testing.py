@@ -16,6 +16,7 @@ from dbkit.testing.folder import run_parent
 from dbkit.testing.homes import HOMES, refuse_configured, start_server
 from dbkit.urls import Dialect, parse_url
 from debian import find_program
+from mariadb import MariaDB
 from marked import line_marked
 from rendering import Renderer
 from running import copy_of, manage, run, wait_until
@@ -325,7 +326,9 @@ def test_what_a_killed_run_leaves_the_next_one_removes(lonely: Path) -> None:
     wait_until(lambda: left_behind() == [], "the run's folder is gone")
 
 
-def test_a_mariadb_of_the_run_is_shared_and_gone_after_it(render: Renderer, tmp_path: Path) -> None:
+def test_a_mariadb_of_the_run_is_shared_and_gone_after_it(
+    render: Renderer, tmp_path: Path, mariadb: MariaDB
+) -> None:
     find_program("mariadbd", "mariadb-server-core")
     databases = [{"name": "primary", "engine": "mysql"}]
     service = copy_of(render(project_name="On MariaDB", databases=databases), tmp_path)
@@ -343,6 +346,14 @@ def test_a_mariadb_of_the_run_is_shared_and_gone_after_it(render: Renderer, tmp_
 
     assert done.returncode == 0, done.stdout
     wait_until(lambda: left_behind("on_mariadb") == [], "the run's folder is gone")
+
+    # On another server: beside a database that need not be there, and without what was left.
+    mariadb.run("CREATE DATABASE none_primary_gw7_3", "CREATE DATABASE none_primary_of_mine")
+    url = mariadb.url("none").render_as_string(hide_password=False)
+    done = pytest_in(service, "tests/test_health.py", variables={"TEST_DATABASE_URL": url})
+    assert done.returncode == 0, done.stdout
+    assert mariadb.run("SHOW DATABASES LIKE 'none%'") == (("none_primary_of_mine",),)
+    mariadb.run("DROP DATABASE none_primary_of_mine")
 
 
 def test_without_mariadb_says_what_to_install_or_to_set(

@@ -236,6 +236,16 @@ async def test_slow(databases: Any, slow_database: Any, name: str) -> None:
             await session.execute(select(1))
 
 
+async def test_a_task_that_ends_soon_is_no_fault(databases: Any) -> None:
+    async def hold() -> None:
+        async with primary.session() as session:
+            await session.execute(text("SELECT pg_sleep(0.5)"))
+
+    KEPT.append(asyncio.create_task(hold()))
+    while not primary.pool.checkedout():  # noqa: ASYNC110 -- there is no event
+        await asyncio.sleep(0.001)
+
+
 def test_sync_client(sync_client: Any, assert_checkouts: Any) -> None:
     with assert_checkouts(1):
         created = sync_client.post("/items", json={"name": "lamp"})

@@ -169,7 +169,7 @@ class ServerHome(Home):
             async with self._turn:
                 yield self._kept
             return
-        url = self.base.set(database=None) if self.database.dialect == "mysql" else self.base
+        url = self.base._replace(database=None) if self.database.dialect == "mysql" else self.base
         async with self.connect_to(url) as connection:
             yield connection
 
