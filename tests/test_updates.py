@@ -90,6 +90,10 @@ def test_updated_service_works_and_has_nothing_to_update(
     update(service.folder)
 
     assert git(service.folder, "status", "--porcelain") == ""
+    # Its kit is that of every service, which has been checked.
+    change("pyrightconfig.json", '"include"', '"exclude": ["src/*/dbkit"], "include"')(
+        service.folder
+    )
     pyright = run(service.folder, BIN / "pyright", "--pythonpath", sys.executable)
     assert pyright.returncode == 0, pyright.stdout
     pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "anyio"]
