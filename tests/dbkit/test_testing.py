@@ -12,6 +12,7 @@ from dbkit import embedded
 from dbkit.database import Database
 from dbkit.databases import Databases
 from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres, find_binaries
+from dbkit.testing.cleaning import Cleaner
 from dbkit.testing.folder import run_parent
 from dbkit.testing.homes import HOMES, refuse_configured, start_server
 from dbkit.urls import Dialect, parse_url
@@ -20,6 +21,8 @@ from mariadb import MariaDB
 from marked import line_marked
 from rendering import Renderer
 from running import copy_of, manage, run, wait_until
+from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import create_async_engine
 
 SUITE = Path(__file__).parent / "planted" / "suite.py"
 STAINS = SUITE.with_name("stains.py")
@@ -295,6 +298,22 @@ def test_configured_server_is_as_it_was(lonely: Path, tmp_path: Path) -> None:
         assert "item 99" in before[0]
         assert state() == before
         assert (tmp_path / "audit.sqlite3").read_bytes() == audit
+
+
+async def test_a_copy_that_hides_rows_is_never_clean(database_url: URL) -> None:
+    engine = create_async_engine(database_url, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        for statement in (
+            "CREATE TABLE hidden (id int)",
+            "ALTER TABLE hidden ENABLE ROW LEVEL SECURITY",
+            "GRANT ALL ON hidden TO pg_monitor",
+            "SET ROLE pg_monitor",
+        ):
+            await connection.exec_driver_sql(statement)
+        cleaner = Cleaner(connection)
+        await cleaner.look()
+        assert not await cleaner.clean()
+    await engine.dispose()
 
 
 def test_an_interrupted_run_leaves_nothing(lonely: Path) -> None:

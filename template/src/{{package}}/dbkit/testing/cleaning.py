@@ -4,6 +4,8 @@ Tables that migrations left empty are emptied, and sequences set back. Then no r
 missing, in any table and in the server's own of what there is: else the copy is of no more use.
 """
 
+from contextlib import suppress
+
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -32,9 +34,14 @@ class Cleaner:
 
     def __init__(self, connection: AsyncConnection) -> None:
         self.connection = connection
+        self._clean = self._count = ""
 
     async def look(self) -> None:
-        """Note what the copy is."""
+        """Note what the copy is; where not all can be read, it will never be clean."""
+        with suppress(SQLAlchemyError):
+            await self._look()
+
+    async def _look(self) -> None:
         run = self.connection.exec_driver_sql
         await run(PREPARE)
         tables: list[str] = []
@@ -54,11 +61,14 @@ class Cleaner:
         now = (await run("SELECT pg_current_xact_id()::xid::text")).scalar_one()
         is_new = f"age(xmin) < age('{now}'::xid)"
         rows = " UNION ALL ".join(tables)
-        self._count = f"SELECT count(*), count(*) FILTER (WHERE {is_new}) FROM ({rows}) AS rows"  # noqa: S608 -- quoted
-        self._was = (await run(self._count)).one()
+        count = f"SELECT count(*), count(*) FILTER (WHERE {is_new}) FROM ({rows}) AS rows"  # noqa: S608 -- quoted
+        self._was = (await run(count)).one()
+        self._count = count
 
     async def clean(self) -> bool:
         """Make the copy what it was; return whether it is."""
+        if not self._count:
+            return False
         try:
             await self.connection.exec_driver_sql(self._clean)
             return (await self.connection.exec_driver_sql(self._count)).one() == self._was
