@@ -17,8 +17,10 @@ from hypothesis.stateful import (
     rule,
 )
 from pool_fakes import Caller, FakeServer, give, outcome, settle, take, virtual_time
+from sqlalchemy import event
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import PoolProxiedConnection
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import await_only, greenlet_spawn
 
 INDEX = st.integers(0, 100)  # Of a caller or a connection, modulo how many there are.
 
@@ -34,6 +36,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.callers: list[Caller] = []  # In the order in which they came.
         self.held: list[PoolProxiedConnection] = []
         self.drained = False
+        self.failing_connects = self.failing_checkouts = 0
 
     @initialize(
         pool_size=st.integers(1, 3),
@@ -41,6 +44,8 @@ class PoolMachine(RuleBasedStateMachine):
         queue_target=st.sampled_from([0, 0.05]),
         keepalive=st.sampled_from([0, 3.0]),
         pool_recycle=st.sampled_from([inf, 4.0]),
+        ping_after=st.sampled_from([0.0, 1.0]),
+        breaker_threshold=st.sampled_from([1, 3]),
     )
     def open(self, pool_size: int, max_overflow: int, **options: Any) -> None:
         self.pool = self.server.pool(
@@ -52,6 +57,22 @@ class PoolMachine(RuleBasedStateMachine):
             **options,
         )
         self.allowed = pool_size + max_overflow
+        event.listen(self.pool, "connect", self.on_connect)
+        event.listen(self.pool, "checkout", self.on_checkout)
+
+    def on_connect(self, *_: object) -> None:
+        """Ask the server, as those do that set a session up."""
+        await_only(asyncio.sleep(0))
+        if self.failing_connects:
+            self.failing_connects -= 1
+            raise OSError
+
+    def on_checkout(self, *_: object) -> None:
+        """Refuse a connection: SQLAlchemy opens another, on the path of the caller."""
+        await_only(asyncio.sleep(0))
+        if self.failing_checkouts:
+            self.failing_checkouts -= 1
+            raise DisconnectionError
 
     def run(self, *work: Coroutine[Any, Any, Any]) -> None:
         async def all_of_it() -> None:
@@ -90,6 +111,21 @@ class PoolMachine(RuleBasedStateMachine):
         self.callers[index % len(self.callers)].cancel()
         self.run()
 
+    @rule(steps=st.integers(0, 12))
+    def caller_comes_and_leaves(self, steps: int) -> None:
+        async def come_and_leave() -> None:
+            await self.arrive()
+            for _ in range(steps):  # Before its connect, in it, when it is handed out, after.
+                await asyncio.sleep(0)
+            self.callers[-1].cancel()
+
+        self.run(come_and_leave())
+
+    @rule(connects=st.integers(0, 2), checkouts=st.integers(0, 2))
+    def caller_comes_and_listeners_fail(self, connects: int, checkouts: int) -> None:
+        self.failing_connects, self.failing_checkouts = connects, checkouts
+        self.run(self.arrive())
+
     @precondition(lambda self: self.held)
     @rule(index=INDEX)
     def connection_is_returned(self, index: int) -> None:
@@ -123,6 +159,22 @@ class PoolMachine(RuleBasedStateMachine):
             await greenlet_spawn(self.pool._invalidate, connection, OSError())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
         self.run(lose())
+
+    @precondition(lambda self: self.held)
+    @rule(index=INDEX, steps=st.integers(1, 8))
+    def caller_leaves_as_its_connection_is_lost(self, index: int, steps: int) -> None:
+        connection = self.held.pop(index % len(self.held))
+
+        async def leave() -> None:
+            loses = asyncio.create_task(greenlet_spawn(connection.invalidate))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            loses.cancel()
+            await asyncio.wait([loses])
+            if connection.is_valid:
+                await give(connection)
+
+        self.run(leave())
 
     # The server
 
@@ -189,12 +241,27 @@ class PoolMachine(RuleBasedStateMachine):
 
         self.run(suspect())
 
-    @rule()
-    def connections_are_retired(self) -> None:
+    @rule(within=st.sampled_from([0.0, 3.0]))
+    def connections_are_retired(self, within: float) -> None:
         async def retire() -> None:
-            self.pool.retire()
+            self.pool.retire(within=within)
 
         self.run(retire())
+
+    @rule()
+    def server_answers_the_probe(self) -> None:
+        async def retry() -> None:
+            self.pool.retry()
+
+        self.run(retry())
+
+    @precondition(lambda self: not self.drained and not self.callers and not self.held)
+    @rule()
+    def pool_is_replaced(self) -> None:
+        self.run(greenlet_spawn(self.pool.dispose))
+        if not self.pool.snapshot().connecting:  # Else what is opened is closed later.
+            assert not self.server.open
+        self.pool = self.pool.recreate()
 
     @precondition(lambda self: not self.drained)
     @rule(min_ready=st.integers(0, 3))
@@ -228,6 +295,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert status.waiting == len(self.callers)
         assert status.in_use == (0 if self.drained else len(self.held))
         assert status.closed == self.drained
+        assert status.breaker != "probing" or status.connecting or self.drained
 
     @invariant()
     def nobody_waits_beside_a_free_connection(self) -> None:
@@ -244,6 +312,7 @@ class PoolMachine(RuleBasedStateMachine):
         """Once all is well again, whoever waits is served or told, and nothing is left behind."""
 
         async def all_is_well() -> None:
+            self.failing_connects = self.failing_checkouts = 0
             self.server.refusal = None
             self.server.latency = 0
             self.server.thaw()
