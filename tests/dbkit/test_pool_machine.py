@@ -18,7 +18,6 @@ from hypothesis.stateful import (
 )
 from pool_fakes import Caller, FakeServer, give, outcome, settle, take, virtual_time
 from sqlalchemy import event
-from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
 
@@ -36,7 +35,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.callers: list[Caller] = []  # In the order in which they came.
         self.held: list[PoolProxiedConnection] = []
         self.drained = False
-        self.failing_connects = self.failing_checkouts = 0
+        self.failing_connects = 0
 
     @initialize(
         pool_size=st.integers(1, 3),
@@ -58,7 +57,6 @@ class PoolMachine(RuleBasedStateMachine):
         )
         self.allowed = pool_size + max_overflow
         event.listen(self.pool, "connect", self.on_connect)
-        event.listen(self.pool, "checkout", self.on_checkout)
 
     def on_connect(self, *_: object) -> None:
         """Ask the server, as those do that set a session up."""
@@ -66,13 +64,6 @@ class PoolMachine(RuleBasedStateMachine):
         if self.failing_connects:
             self.failing_connects -= 1
             raise OSError
-
-    def on_checkout(self, *_: object) -> None:
-        """Refuse a connection: SQLAlchemy opens another, on the path of the caller."""
-        await_only(asyncio.sleep(0))
-        if self.failing_checkouts:
-            self.failing_checkouts -= 1
-            raise DisconnectionError
 
     def run(self, *work: Coroutine[Any, Any, Any]) -> None:
         async def all_of_it() -> None:
@@ -121,9 +112,9 @@ class PoolMachine(RuleBasedStateMachine):
 
         self.run(come_and_leave())
 
-    @rule(connects=st.integers(0, 2), checkouts=st.integers(0, 2))
-    def caller_comes_and_listeners_fail(self, connects: int, checkouts: int) -> None:
-        self.failing_connects, self.failing_checkouts = connects, checkouts
+    @rule(count=st.integers(1, 3))
+    def caller_comes_and_connections_are_not_set_up(self, count: int) -> None:
+        self.failing_connects = count
         self.run(self.arrive())
 
     @precondition(lambda self: self.held)
@@ -312,7 +303,7 @@ class PoolMachine(RuleBasedStateMachine):
         """Once all is well again, whoever waits is served or told, and nothing is left behind."""
 
         async def all_is_well() -> None:
-            self.failing_connects = self.failing_checkouts = 0
+            self.failing_connects = 0
             self.server.refusal = None
             self.server.latency = 0
             self.server.thaw()
