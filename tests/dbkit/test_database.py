@@ -118,7 +118,7 @@ async def test_a_transaction_that_reads_first_waits_for_a_writer(tmp_path: Path)
 
 
 async def test_a_cancelled_transaction_leaves_no_lock(tmp_path: Path) -> None:
-    database = declare(f"sqlite:///{tmp_path / 'orders.sqlite3'}", lock_timeout=0)
+    database = declare(f"sqlite:///{tmp_path / 'orders.sqlite3'}", pool_size=1, lock_timeout=0.5)
     steps = 0
 
     async with database.open():
