@@ -1,7 +1,4 @@
-"""Each variant runs, on real databases, in the environment of this repository.
-
-In that of CI, also those whose Python is that of another: `VARIANT=NAME pytest -k "[NAME]"`.
-"""
+"""Each variant runs, on real databases, in the environment of this repository."""
 
 from collections.abc import Iterator
 
@@ -16,7 +13,7 @@ from running import (
     wait_until,
     write_and_read,
 )
-from variants import RUN, Variant
+from variants import VARIANTS, Variant
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +42,7 @@ def service(
 # A variant is rendered, copied and started once: all its tests go to one worker.
 pytestmark = pytest.mark.parametrize(
     "variant",
-    [pytest.param(each, id=each.name) for each in RUN],
+    [pytest.param(each, id=each.name) for each in VARIANTS],
     indirect=True,
     scope="module",
 )

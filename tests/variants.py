@@ -5,7 +5,6 @@ workflow: `{"include": [{"variant": "default", "python": "3.11"}, ...]}`.
 """
 
 import json
-import os
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -124,12 +123,6 @@ def python_of(variant: Variant) -> str:
 
 VARIANTS = [*curated(), *pairwise()]
 REPRESENTATIVES = representatives(VARIANTS)
-RUN = [
-    each
-    for each in VARIANTS
-    if each is REPRESENTATIVES[each.name] or each.name == os.environ.get("VARIANT")
-]
-"""Those to run: one where the Python is the same. CI names each, on the Python that it asks for."""
 
 
 def main() -> None:
