@@ -24,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import aliased, joinedload
 from sqlalchemy.orm.exc import DetachedInstanceError
 from sqlalchemy.schema import CreateTable
+from waiting import until
 
 
 async def test_a_read_is_typed(database: Database) -> None:
@@ -176,6 +177,17 @@ async def test_reads_at_once_give_all_back_when_one_fails(database: Database) ->
     assert isinstance(failed, Exception)
     assert found == 1
     assert database.pool.checkedout() == 0
+
+
+async def test_a_read_that_is_cancelled_gives_its_connection_back(database: Database) -> None:
+    for steps in range(100):
+        read = asyncio.create_task(database.reader.execute(select(Item.id)))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if not read.cancel():
+            break
+        await asyncio.wait([read])
+        await until(lambda: database.pool.checkedout() == 0)
 
 
 async def test_a_route_depends_on_a_reader(tmp_path: Path) -> None:

@@ -117,6 +117,9 @@ def create_engine(
     if pooled:
         time_statements(engine.sync_engine)
     if dialect_name == "sqlite":
+        # SQLAlchemy's own wait for the file, where a caller that is cancelled loses the connection.
+        dialect: Any = engine.dialect  # As it types its methods, they could not be replaced.
+        dialect.set_isolation_level = dialect.reset_isolation_level = mysql.leave_to_begin
         event.listen(engine.sync_engine, "begin", begin_sqlite)
         event.listen(engine.sync_engine, "invalidate", end_sqlite)
     return engine
