@@ -2,7 +2,7 @@
 
     uv run --group benchmarks python -m benchmarks.throughput [--quick]
 
-Takes some twelve minutes, `--quick` two; on two cores or more, of which the service has the first
+Takes some fifteen minutes, `--quick` two; on two cores or more, of which the service has the first
 and its clients the second. Services take turns, round by round, each started anew; figures are
 medians of the rounds, with the least and the most. The PostgreSQL is a real one, over TCP, with
 passwords. Then `plot.py` writes them into the documentation. To measure a service of your own,
@@ -346,7 +346,7 @@ def main() -> None:
     parser.add_argument("--also", action="append", default=[], help="package.module:app")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     arguments = parser.parse_args()
-    rounds, seconds = (1, 0.1) if arguments.quick else (5, 0.5)
+    rounds, seconds = (1, 0.1) if arguments.quick else (5, 1)
     began = time.monotonic()
     results = measure([*CONTENDERS, *arguments.also], rounds, seconds)
     results["run"] = {
