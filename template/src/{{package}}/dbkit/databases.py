@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from typing import Self
+from typing import Any, Self
 
 from .budget import Claim, excesses
 from .collector import spare_requests
@@ -75,17 +75,14 @@ class Databases(Mapping[str, Database]):
             logger.warning("%s is read by nobody; did you mean %s?", name, nearest)
         self.stopping = False
         try:
-            starts = (each.start(settings[each.name]) for each in self.values())
-            for outcome in await asyncio.gather(*starts, return_exceptions=True):
-                if outcome is not None:
-                    raise outcome
+            await all_of(each.start(settings[each.name]) for each in self.values())
             self._compare_with_budget()
             spare_requests()
             with self._watched(), notice_sigterm(self._stop, self.service.shutdown_delay):
                 yield self
         finally:
             # All at once: one that drains slowly takes nothing from the others' time.
-            await asyncio.gather(*(database.stop() for database in self.values()))
+            await all_of(database.stop() for database in self.values())
 
     @contextmanager
     def _watched(self) -> Generator[None]:
@@ -120,3 +117,10 @@ class Databases(Mapping[str, Database]):
 
     def _stop(self) -> None:
         self.stopping = True
+
+
+async def all_of(steps: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Take steps at once, and all to their end; raise the first failure."""
+    for outcome in await asyncio.gather(*steps, return_exceptions=True):
+        if outcome is not None:
+            raise outcome

@@ -94,9 +94,7 @@ class Probe:
         self.is_up = False
         if self._down_since is None:
             self._down_since = time.monotonic()
-            said = str(
-                getattr(error, "orig", None) or error
-            )  # Of the driver, without the statement.
+            said = str(getattr(error, "orig", None) or error)  # The driver's: without a statement.
             why = said.removeprefix(f"{self._name}: ").partition("\n")[0]
             logger.error("%s: down: %s", self._name, why or f"no answer in {TIMEOUT:g} s")
 
