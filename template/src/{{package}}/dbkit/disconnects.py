@@ -61,6 +61,9 @@ class CancelOnDisconnect:
 class WatchedRequest:
     """One request: its task, and the messages of its client."""
 
+    _messages: asyncio.Queue[Message]
+    """What the watcher has read, once there is one."""
+
     def __init__(self, scope: Scope, receive: Receive) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 -- a server runs each request in a task
@@ -72,8 +75,6 @@ class WatchedRequest:
             name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
             for name, value in scope["headers"]
         )
-        # One, so that nobody's body is read ahead of the application.
-        self._messages: asyncio.Queue[Message] = asyncio.Queue(1)
         self._watcher: asyncio.Task[None] | None = None
         self._timer = self._watch_later()
 
@@ -106,6 +107,7 @@ class WatchedRequest:
         if self._waiting_body:
             self._timer = self._watch_later()  # The application still reads: it sees the end.
         else:
+            self._messages = asyncio.Queue(1)  # So that the rest is not read ahead of its reader.
             self._watcher = asyncio.get_running_loop().create_task(self._cancel_when_left())
 
     async def _cancel_when_left(self) -> None:
