@@ -105,7 +105,7 @@ def check(questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Check:
     }
 
     def check_answer(name: str, answer: Any, recorded: Any = None) -> list[str]:
-        conf: dict[str, Any] = {"data": {}, "dst_path": folder}
+        conf: dict[str, Any] = {"data": {}, "dst_path": folder, "overwrite": False}
         context = {"recorded": recorded or {}, "package": "my_service", "_copier_conf": conf}
         context |= {name: answer}
         text = validators[name].render(context)
@@ -835,8 +835,8 @@ ANSWERS: dict[str, Any] = {
 }
 LATER_REFUSALS = {
     "project_name": (
-        ("includes/names.jinja", 'set python_modules = "', 'set python_modules = " orders '),
-        "its package would be orders, a module of Python itself",
+        ("includes/project.jinja", "package | length > 40", "package | length > 5"),
+        "its package would be orders, which has 6 characters",
     ),
     "description": (
         ("copier.yml", 'shop", 80', 'shop", 40'),
@@ -847,8 +847,8 @@ LATER_REFUSALS = {
         "Invalid choice for 'python_version': '3.12' is not in",
     ),
     "databases": (
-        ("includes/names.jinja", 'set service_names = "', 'set service_names = " orders '),
-        'item 1 ("orders"), name: orders is the name of something else',
+        ("includes/databases.jinja", "name | length > 24", "name | length > 5"),
+        'item 1 ("orders"), name: "orders" has 6 characters',
     ),
     "ci": (("copier.yml", ": gitlab", ": codeberg"), "Invalid choice for 'ci': 'gitlab'"),
     "licence": (("copier.yml", "MIT: MIT", "ISC: ISC"), "Invalid choice for 'licence': 'MIT'"),
@@ -875,8 +875,10 @@ def test_recorded_answer_that_is_refused_later_stops_the_update(
 
 def test_stopped_update_goes_on_with_a_new_answer(repository: Path, tmp_path: Path) -> None:
     folder = copy_orders(repository, tmp_path / "orders", [PRIMARY])
-    edit(repository / "includes" / "names.jinja", 'set sql_words = "', 'set sql_words = " primary ')
+    edit(repository / "includes" / "databases.jinja", "name | length > 24", "name | length > 6")
     commit_all(repository, tag="v2.0.0")
+    with pytest.raises(ValueError, match="has 7 characters"):
+        update(folder)
 
     update(folder, [{"name": "orders", "engine": "postgresql"}])
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from owner import ANCHOR
 from releases import ROOT, Release, git, listed
 from rendering import Renderer, commit_all
@@ -105,6 +106,75 @@ def test_updated_service_works_and_has_nothing_to_update(
         assert served.client.get("/").json() == "hello"
         check = manage(service.folder, "check", "--fail-level", "warning")
         assert check.returncode == 0, check.stdout
+
+
+# ----------------------------------------------------------------------------- recorded answers
+
+
+def taken(release: Release | None = None) -> dict[str, set[str]]:
+    """Read the tables of names that a release, or the template as it stands, takes for itself."""
+    text = (ROOT / "includes" / "names.jinja").read_text(encoding="utf-8")
+    if release is not None:
+        text = git(ROOT, "show", f"{release.commit}:includes/names.jinja")
+    tables = re.findall(r'{% set (\w+) = "(.*?)"', text, re.DOTALL)
+    return {name: set(words.split()) for name, words in tables}
+
+
+def refused_since(release: Release, *tables: str) -> list[str]:
+    """List the names that a release allowed and the template as it stands refuses."""
+    now, then = taken(), taken(release)
+    refused = {name for table in tables for name in now[table]}
+    return sorted(refused - {name for table in tables for name in then.get(table, ())})
+
+
+def names_refused_since(release: Release) -> tuple[list[str], list[str]]:
+    """List databases, and packages, that a release allowed and that are refused now."""
+    tables = "python_keywords", "python_builtins", "sql_words", "server_databases"
+    names = refused_since(release, *tables, "windows_devices", "service_names", "example_names")
+    names += ["test_rows"] if release.number < (0, 3) else []
+    return names, refused_since(release, "dependencies", "python_modules", "project_paths")
+
+
+@pytest.mark.parametrize(
+    "release",
+    [release for release in listed() if any(names_refused_since(release))],
+    ids=lambda release: release.version,
+)
+def test_names_that_a_release_allowed_are_kept(
+    history: Path, tmp_path: Path, release: Release
+) -> None:
+    names, packages = names_refused_since(release)
+    folder = copy(
+        history,
+        tmp_path / "service",
+        {
+            "project_name": (packages or ["orders"])[0],
+            "databases": [{"name": each, "engine": "sqlite"} for each in ["primary", *names]],
+        },
+        release.tag,
+    )
+    service = own(folder, set())
+
+    update(folder)
+
+    assert answers_of(folder) == service.answers
+    assert f"_commit: {HEAD}\n" in (folder / ".copier-answers.yml").read_text()
+    checked = manage(folder, "check")
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_validators_that_depend_on_recorded_answers_are_run_in_updates() -> None:
+    """Copier renders a service three times in an update, and only once beside its answers file.
+
+    So each of these validators is run in updates by a test, above or in test_questions.py.
+    """
+    questions = yaml.safe_load((ROOT / "copier.yml").read_text(encoding="utf-8"))
+
+    assert {
+        name
+        for name, question in questions.items()
+        if not name.startswith("_") and "recorded" in question.get("validator", "")
+    } == {"project_name", "databases"}
 
 
 # ------------------------------------------------------------------------------------- ownership
@@ -223,6 +293,13 @@ MUTATIONS: dict[str, tuple[list[Mutation], str]] = {
     "validator tightened": (
         [change("includes/databases.jinja", "name | length > 24", "name | length > 5")],
         "has 7 characters",
+    ),
+    "name taken, and not excused where there are no recorded answers": (
+        [
+            change("includes/names.jinja", 'service_names = "', 'service_names = " primary '),
+            change("includes/updates.jinja", "conf.data.licence is defined", "false"),
+        ],
+        "primary is the name of something else",
     ),
 }
 
