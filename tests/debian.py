@@ -1,4 +1,4 @@
-"""Programs from Debian's packages: installed when they are missing, where that is possible."""
+"""Programs of the machine: installed when they are missing, where that is possible."""
 
 import os
 import shutil
@@ -8,23 +8,33 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from dbkit.programs import PACKAGES, Package, how_to_install
 from rendering import ROOT
 
 FOLDERS = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 APT = ["apt-get", "--quiet", "--yes", "--option", "DPkg::Lock::Timeout=300"]
 
+PROGRAMS = {
+    **PACKAGES,
+    "chromium": Package("chromium", "chromium"),
+    "pg_ctlcluster": Package("postgresql"),  # To PostgreSQL's own name on Debian.
+    "pgbouncer": Package("pgbouncer", "pgbouncer"),
+    "systemd-analyze": Package("systemd"),
+}
+"""Each program that a test runs and no wheel brings, and its package."""
+
 
 @cache
-def find_program(name: str, package: str) -> Path:
+def find_program(name: str) -> Path:
     """Return the path of a program; install its package as root on Debian, else skip the test.
 
     In CI nothing is skipped: there a program that cannot be had fails the test.
     """
     if shutil.which(name, path=FOLDERS) is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        install(package)
+        install(PROGRAMS[name].apt)
     if found := shutil.which(name, path=FOLDERS):
         return Path(found)
-    reason = f"no program {name}: install Debian's package {package}, or its like"
+    reason = f"no program {name}: {how_to_install(name, packages=PROGRAMS)}"
     if os.environ.get("CI"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import asyncmy
 import trustme
-from dbkit.embedded import MARIADB_TEST_SETTINGS, EmbeddedMariadb
+from dbkit.embedded import MARIADB_PROGRAMS, MARIADB_TEST_SETTINGS, EmbeddedMariadb
 from debian import find_mysqld, find_program
 from running import PATIENCE, free_port
 from sqlalchemy import URL
@@ -85,7 +85,8 @@ class MariaDB(Server, EmbeddedMariadb):
     """A server that comes back on its port, with TLS, and a user of the tests."""
 
     def __init__(self, directory: Path) -> None:
-        find_program("mariadbd", "mariadb-server-core")
+        for program in MARIADB_PROGRAMS:
+            find_program(program)
         self.authority = trustme.CA()
         self.fixed_port = free_port()
         own = {

@@ -17,7 +17,7 @@ from sqlalchemy import URL
 def find_pgbouncer() -> Path:
     """Find PgBouncer: the one that `PGBOUNCER` names, else Debian's."""
     named = os.environ.get("PGBOUNCER")
-    return Path(named) if named else find_program("pgbouncer", "pgbouncer")
+    return Path(named) if named else find_program("pgbouncer")
 
 
 @contextmanager

@@ -2,29 +2,13 @@
 
 import socket
 from collections.abc import Generator
-from tempfile import TemporaryDirectory
 
 import pytest
-from debian import find_program
-from playwright.sync_api import (
-    BrowserContext,
-    ConsoleMessage,
-    Page,
-    Request,
-    expect,
-    sync_playwright,
-)
+from browser import chromium
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Request, expect
 from rendering import Renderer
-from running import PATIENCE, RunningService, copy_of, running, wait_until
+from running import RunningService, copy_of, running, wait_until
 
-OPTIONS = [
-    "--no-sandbox",  # Tests may run as root.
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 FAULTS = """
 
 import asyncio
@@ -81,15 +65,8 @@ def leaked(service: RunningService) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Generator[BrowserContext]:
-    chromium = find_program("chromium", "chromium")
-    with TemporaryDirectory() as folder, sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            folder, executable_path=chromium, headless=True, args=OPTIONS
-        )
-        context.set_default_timeout(1000 * PATIENCE)
-        expect.set_options(timeout=1000 * PATIENCE)
+    with chromium() as context:
         yield context
-        context.close()
 
 
 @pytest.fixture

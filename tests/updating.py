@@ -71,9 +71,9 @@ def replace(folder: Path, write: Callable[[], object]) -> None:
 
 def extract(release: Release, folder: Path) -> None:
     """Extract the template of a release."""
-    archive = folder.with_suffix(".tar")
+    archive = folder.with_suffix(".zip")  # Of a tar file 3.11.2 can filter no member.
     git(ROOT, "archive", f"--output={archive}", release.commit, *PARTS)
-    shutil.unpack_archive(archive, folder, filter="tar")
+    shutil.unpack_archive(archive, folder)
     archive.unlink()
 
 

@@ -366,7 +366,7 @@ def test_dbshell_of_mariadb_names_the_files_of_a_certificate(
 
 
 def test_dbshell_reads_sql_from_its_input_on_mariadb(render: Renderer, mariadb: MariaDB) -> None:
-    shell = find_program("mariadb", "mariadb-client-core")
+    shell = find_program("mariadb")
     service = Service(render(databases=[{"name": "primary", "engine": "mysql"}]).path)
     url = mariadb.new_database()
 

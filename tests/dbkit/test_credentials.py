@@ -336,7 +336,7 @@ def certified(
     authority: trustme.CA, fast_directory: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[URL]:
     """Run a PostgreSQL built with TLS, which lets in who shows a certificate of its name."""
-    programs = find_program("pg_ctlcluster", "postgresql") and sorted(DEBIANS.glob("*/bin"))
+    programs = find_program("pg_ctlcluster") and sorted(DEBIANS.glob("*/bin"))
     folder = tmp_path_factory.mktemp("certified")
     key = authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem
     files = {

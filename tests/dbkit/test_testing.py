@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from dbkit import embedded
+from dbkit import programs
 from dbkit.database import Database
 from dbkit.databases import Databases
 from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres, find_binaries
@@ -16,7 +16,6 @@ from dbkit.testing.cleaning import Cleaner
 from dbkit.testing.folder import run_parent
 from dbkit.testing.homes import HOMES, refuse_configured, start_server
 from dbkit.urls import Dialect, parse_url
-from debian import find_program
 from mariadb import MariaDB
 from marked import line_marked
 from rendering import Renderer
@@ -348,7 +347,6 @@ def test_what_a_killed_run_leaves_the_next_one_removes(lonely: Path) -> None:
 def test_a_mariadb_of_the_run_is_shared_and_gone_after_it(
     render: Renderer, tmp_path: Path, mariadb: MariaDB
 ) -> None:
-    find_program("mariadbd", "mariadb-server-core")
     databases = [{"name": "primary", "engine": "mysql"}]
     service = copy_of(render(project_name="On MariaDB", databases=databases), tmp_path)
     (service / "tests" / "killed.py").write_text(KILLED)
@@ -379,12 +377,14 @@ def test_without_mariadb_says_what_to_install_or_to_set(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(embedded, "SYSTEM_FOLDERS", ())
+    monkeypatch.setattr(programs, "SYSTEM_FOLDERS", ())
 
     with pytest.raises(pytest.exit.Exception) as raised:
         start_server(Database("legacy", "mysql"), tmp_path)
 
-    assert "install MariaDB, as by apt install mariadb-server-core" in str(raised.value)
+    assert "install MariaDB: apt install mariadb-server-core mariadb-client-core" in str(
+        raised.value
+    )
     assert "Or set LEGACY_TEST_DATABASE_URL to a database on a server for tests" in str(
         raised.value
     )

@@ -28,6 +28,7 @@ from typing import IO, ClassVar, Self, cast
 from sqlalchemy import URL
 
 from .errors import EmbeddedFailed
+from .programs import find_program, how_to_install
 
 if sys.platform != "win32":
     import fcntl
@@ -51,9 +52,9 @@ MARIADB_TEST_SETTINGS: Mapping[str, str] = {
 ATTACH_TIMEOUT = 60.0
 """Seconds to wait for a server that another process is starting or stopping."""
 
+MARIADB_PROGRAMS = ("mariadbd", "mariadb-install-db", "my_print_defaults")
+
 _HOST = "127.0.0.1"
-SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/usr/libexec")
-"""Where packages put servers, beside what is in PATH."""
 
 
 def find_binaries() -> Path:
@@ -79,13 +80,16 @@ def find_binaries() -> Path:
 
 def find_mariadb() -> Path:
     """Return the directory of MariaDB's server, or raise EmbeddedFailed."""
-    folders = os.pathsep.join([os.environ.get("PATH", os.defpath), *SYSTEM_FOLDERS])
-    if find_spec("pytest") and (found := shutil.which("mariadbd", path=folders)):
-        return Path(found).absolute().parent
+    server = find_program("mariadbd")
+    folders = (server.parent, server.parent.parent / "bin") if server else ()
+    missing = [each for each in MARIADB_PROGRAMS if not find_program(each, *folders)]
+    if server and not missing and find_spec("pytest"):
+        return server.parent
+    absent = f", which lacks {', '.join(missing)}" if missing else ""
     raise EmbeddedFailed(
-        "there is no MariaDB on this machine to start one of the service's own:\n"
+        f"there is no MariaDB on this machine to start one of the service's own{absent}:\n"
         "  1. install the development dependencies, without which none is started: uv sync\n"
-        "  2. install MariaDB, as by apt install mariadb-server-core or brew install mariadb."
+        f"  2. install MariaDB: {how_to_install(*MARIADB_PROGRAMS)}."
     )
 
 

@@ -266,7 +266,8 @@ class MariadbGuard(Guard):
 
     def install(self, data: Path) -> "subprocess.Popen[bytes]":
         """Run mariadb-install-db, which packages put beside the server or into bin."""
-        folders = os.pathsep.join(map(str, (self.binaries, self.binaries.parent / "bin")))
+        places = (self.binaries, self.binaries.parent / "bin", os.environ.get("PATH", os.defpath))
+        folders = os.pathsep.join(map(str, places))
         program = shutil.which("mariadb-install-db", path=folders)
         if program is None:
             sys.exit(f"no program mariadb-install-db in {folders}")

@@ -11,6 +11,7 @@ from sqlalchemy import URL
 from .credentials import TLS_PARAMETERS
 from .embedded import find_binaries
 from .errors import EmbeddedFailed
+from .programs import how_to_install
 
 Shell = tuple[list[str], dict[str, str]]
 """A program to run, and what its environment tells it: arguments are open to every user."""
@@ -23,7 +24,7 @@ def shell_postgresql(url: URL) -> Shell:
         with suppress(EmbeddedFailed):
             psql = shutil.which("psql", path=find_binaries())
     if psql is None:
-        sys.exit("psql is not installed")
+        sys.exit(not_found("psql"))
     given = {
         "PGHOST": url.host,
         "PGPORT": url.port,
@@ -40,7 +41,7 @@ def shell_mysql(url: URL) -> Shell:
     """Return mariadb, or mysql, from the PATH."""
     program = shutil.which("mariadb") or shutil.which("mysql")
     if program is None:
-        sys.exit("mariadb is not installed, nor mysql")
+        sys.exit(not_found("mariadb"))
     authority, folder = url.query.get("sslrootcert"), None
     if authority == "system":
         machine = ssl.get_default_verify_paths()
@@ -65,8 +66,13 @@ def shell_sqlite(url: URL) -> Shell:
     if program := shutil.which("sqlite3"):
         return [program, str(url.database)], {}
     if find_spec("sqlite3.__main__") is None:
-        sys.exit("sqlite3 is not installed")
+        sys.exit(not_found("sqlite3"))
     return [sys.executable, "-m", "sqlite3", str(url.database)], {}
+
+
+def not_found(program: str) -> str:
+    """Say which package has a shell that is not there."""
+    return f"{program} is not in PATH; to install it: {how_to_install(program)}"
 
 
 SHELLS = {"postgresql": shell_postgresql, "mysql": shell_mysql, "sqlite": shell_sqlite}
