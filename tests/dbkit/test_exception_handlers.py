@@ -203,10 +203,10 @@ async def test_a_task_group_is_answered_as_what_failed_in_it(service: Service) -
                 tasks.create_task(service.primary.execute(again))
 
     async def buggy() -> None:
-        raise ExceptionGroup("reads", [Unreachable("primary: away"), ZeroDivisionError()])
+        raise ExceptionGroup("reads", [Unreachable("primary", "away"), ZeroDivisionError()])
 
     async def away() -> None:
-        raise ExceptionGroup("reads", [Unreachable("primary: away")])
+        raise ExceptionGroup("reads", [Unreachable("primary", "away")])
 
     for route in (conflict, buggy, away):
         service.app.add_api_route(f"/{route.__name__}", route)

@@ -165,7 +165,7 @@ async def test_open_breaker_asks_once_in_a_while_and_refuses_the_rest() -> None:
     ("refusal", "said"),
     [
         (OSError("no route"), "OSError: no route"),
-        (Unreachable("primary: cannot connect to there"), "cannot connect to there"),
+        (Unreachable("primary", "cannot connect to there"), "cannot connect to there"),
     ],
 )
 @in_virtual_time

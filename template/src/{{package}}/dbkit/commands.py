@@ -198,6 +198,8 @@ def apply(database: Database, to: str = "head") -> None:
     try:
         if not asyncio.run(migrations.migrate(database, to, on_step=say)):
             say("nothing to migrate")
+    except DatabaseError:
+        raise
     except DBAPIError as error:
         half = HALF_WAY if database.dialect == "mysql" else ""
         sys.exit(f"{database.name}: the next migration failed: {first_line(error)}{half}")

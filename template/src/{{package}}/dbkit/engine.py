@@ -100,7 +100,8 @@ def create_engine(
             connection = connect_by(dialect, args, arguments, settings.connect_timeout)
         except Exception as error:
             credentials.note_failure(sqlstate(error))
-            raise Unreachable(unreachable(name, prefix, settings, error)) from error
+            said = unreachable(prefix, settings, error)
+            raise Unreachable(name, said, cause=error) from error
         if credentials.note_success(password) and isinstance(engine.pool, FairPool):
             logger.info("%s: the password has changed; connections are replaced", name)
             engine.pool.retire(within=ROTATION)
@@ -146,7 +147,7 @@ def handle_error(name: str, context: ExceptionContext, *, read_only: bool) -> Ex
         vars(context.sqlalchemy_exception)["database"] = name  # For whoever answers the client.
     if isinstance(error, OSError | TimeoutError):  # SQLAlchemy wraps neither.
         context.is_disconnect = True
-        return Unreachable(f"{name}: the connection was lost: {reason(error)}")
+        return Unreachable(name, f"the connection was lost: {reason(error)}", cause=error)
     if isinstance(error, OverflowError | UnicodeError | NoTimeZone):  # Drivers and we, of a value.
         return DataError(context.statement, context.parameters, error, hide_parameters=True)
     if sqlstate(error) == READ_ONLY and read_only:
@@ -269,14 +270,14 @@ def end_sqlite(connection: Any, _record: object, _error: object) -> None:
         connection.rollback()
 
 
-def unreachable(name: str, prefix: str, settings: DatabaseSettings, error: Exception) -> str:
+def unreachable(prefix: str, settings: DatabaseSettings, error: Exception) -> str:
     """Say which server was tried, what it answered, and which variable to check."""
     advice = f"check {prefix}URL"
     if settings.password_file and (sqlstate(error) in REFUSED or isinstance(error, ValueError)):
         advice = f"check {prefix}PASSWORD_FILE"
     if sqlstate(error) == UNKNOWN_PARAMETER and not settings.pgbouncer:
         advice = f"if that is PgBouncer, set {prefix}PGBOUNCER=true"
-    return f"{name}: cannot connect to {shown(settings.url)}: {reason(error)}; {advice}"
+    return f"cannot connect to {shown(settings.url)}: {reason(error)}; {advice}"
 
 
 def undeclared(prefix: str) -> str:

@@ -1,6 +1,7 @@
 """States of a database that stop a caller; each says which database, and what to do next."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import exc
 
@@ -17,10 +18,14 @@ class DatabaseError(Exception):
     blocked: str = ""
     """What blocked the event loop meanwhile, if anything did, by route and line."""
 
-    @property
-    def database(self) -> str:
-        """The name of the database, from the message."""
-        return str(self).partition(":")[0]
+    def __init__(self, database: str, detail: Any) -> None:
+        self.database = database
+        """The name of the database; empty where it is not about one alone."""
+        self.detail = detail
+        """The message without the name."""
+
+    def __str__(self) -> str:
+        return f"{self.database}: {self.detail}" if self.database else str(self.detail)
 
 
 class NotConfigured(DatabaseError):
@@ -28,14 +33,14 @@ class NotConfigured(DatabaseError):
 
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
-        super().__init__("\n  ".join(["settings are missing or wrong:", *self.faults]))
+        super().__init__("", "\n  ".join(["settings are missing or wrong:", *self.faults]))
 
 
 class NotOpen(DatabaseError):
     """A database was used before the service started, or after it stopped."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"{name}: not open; enter `async with databases.open():` first")
+        super().__init__(name, "not open; enter `async with databases.open():` first")
 
 
 class ReadOnly(DatabaseError, exc.InvalidRequestError):
@@ -44,17 +49,41 @@ class ReadOnly(DatabaseError, exc.InvalidRequestError):
     def __init__(self, name: str, what: str, writer: str) -> None:
         session = f"{writer.title().replace('_', '')}Session"
         super().__init__(
-            f"{name}: a reader does not {what}: every read of it is a transaction of its own; "
-            f"depend on {session}, or use `async with {writer}.session()`"
+            name,
+            f"a reader does not {what}: every read of it is a transaction of its own; "
+            f"depend on {session}, or use `async with {writer}.session()`",
         )
 
 
-class Unreachable(DatabaseError):
-    """The server did not accept a connection, or nothing will be asked of it for a moment."""
+class Unreachable(DatabaseError, exc.OperationalError):
+    """The server did not accept a connection, or the connection was lost.
 
-    def __init__(self, message: str, *, retry_after: float = DatabaseError.retry_after) -> None:
+    Or the server will not be asked again before `retry_after` seconds. It is also SQLAlchemy's
+    `OperationalError`, so that code which handles that handles this.
+    """
+
+    statement = params = ismulti = None
+    connection_invalidated = True
+    hide_parameters = True
+
+    def __init__(
+        self,
+        database: str,
+        detail: str,
+        *,
+        cause: Exception | None = None,
+        retry_after: float = DatabaseError.retry_after,
+    ) -> None:
+        super().__init__(database, detail)
+        self.orig = self.__cause__ = cause
         self.retry_after = retry_after
-        super().__init__(message)
+
+    def add_detail(self, msg: str) -> None:
+        """Take what SQLAlchemy has to add, as of an autoflush."""
+        self.add_note(msg)
+
+    def __reduce__(self) -> Any:
+        return Exception.__reduce__(self)
 
 
 class PoolTimeout(DatabaseError, exc.TimeoutError):
@@ -71,3 +100,6 @@ class PoolClosed(DatabaseError, exc.InvalidRequestError):
 
 class EmbeddedFailed(DatabaseError):
     """A server of development and tests could not be started."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("", detail)

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from .budget import Limits, read_limits
+from .errors import DatabaseError
 from .routing import KitRouter
 
 if TYPE_CHECKING:
@@ -94,8 +95,10 @@ class Probe:
         self.is_up = False
         if self._down_since is None:
             self._down_since = time.monotonic()
-            said = str(getattr(error, "orig", None) or error)  # The driver's: without a statement.
-            why = said.removeprefix(f"{self._name}: ").partition("\n")[0]
+            # The driver's message is without the statement.
+            is_ours = isinstance(error, DatabaseError)
+            said = error.detail if is_ours else getattr(error, "orig", None) or error
+            why = str(said).partition("\n")[0]
             logger.error("%s: down: %s", self._name, why or f"no answer in {TIMEOUT:g} s")
 
     async def _try(self) -> Exception | None:

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import DatabaseError, Unreachable
+from .errors import DatabaseError
 from .health import Probe
 from .readers import Reader
 from .sqlstates import is_retryable, sqlstate
@@ -224,9 +224,9 @@ class ReplicaReader(Reader):
         engine = self._source()
         try:
             return ask(engine.sync_engine, *arguments)
-        except (Unreachable, DBAPIError) as error:
+        except DBAPIError as error:
             # A read does no harm a second time.
-            lost = isinstance(error, Unreachable) or error.connection_invalidated
+            lost = error.connection_invalidated
             conflict = is_retryable(sqlstate(error))  # with what the replica has to repeat
             may_ask_again = self._replica.settings.fallback and engine is self._engine
             if not may_ask_again or not (lost or conflict):

@@ -72,8 +72,7 @@ async def check(databases: Iterable[Database], *, deploy: bool = False) -> Async
                 if deploy and not settings.pgbouncer and (limits := await read_limits(ours)):
                     claims.append(Claim(database.name, settings, limits))
         except DatabaseError as error:
-            text = str(error).removeprefix(f"{database.name}: ")
-            yield Finding("database.E002", database.name, text)
+            yield Finding("database.E002", database.name, error.detail)
     for excess in excesses(claims, read_service_settings(variables).processes):
         yield Finding(excess.limit.id, excess.claims[0].database, str(excess), HINT)
 
@@ -83,6 +82,8 @@ async def run(check_: Check, subject: Subject) -> AsyncGenerator[Finding]:
     try:
         async for finding in check_(subject):
             yield finding
+    except DatabaseError:
+        raise
     except DBAPIError as error:
         reason = str(error.orig).partition("\n")[0]
         yield subject.finding("database.W004", f"{check_.__name__} cannot be made: {reason}")

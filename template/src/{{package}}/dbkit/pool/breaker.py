@@ -26,13 +26,13 @@ class Breaker:
         self.threshold = threshold
         self.state: BreakerState = "closed"
         self.failures = 0
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
         self.failed_at = 0.0
         self.opened_at = 0.0
         self.retry_at = 0.0
         self._delay = FIRST_DELAY
 
-    def doubt(self, error: BaseException, now: float) -> None:
+    def doubt(self, error: Exception, now: float) -> None:
         """Count a ping that failed.
 
         It never opens the breaker: connections that a firewall forgot fail their pings on a
@@ -42,7 +42,7 @@ class Breaker:
         self.failed_at = now
         self.error = error
 
-    def fail(self, error: BaseException, now: float) -> bool:
+    def fail(self, error: Exception, now: float) -> bool:
         """Count a failed attempt to connect; return whether it opened the breaker."""
         self.doubt(error, now)
         if self.failures < self.threshold or self.state == "open":

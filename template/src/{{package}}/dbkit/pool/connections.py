@@ -196,7 +196,7 @@ class Connections:
         if self.breaker.fail(error, now):
             name, said = self._background.name, f"{type(error).__name__}: {error}"
             if isinstance(error, Unreachable):
-                said = str(error).removeprefix(f"{name}: ")
+                said = error.detail
             failures = self.breaker.failures
             logger.warning("%s: unreachable after %d failures in a row: %s", name, failures, said)
         if self.breaker.state == "open":

@@ -48,7 +48,7 @@ class Refusals:
         """Say that no connection became free within `pool_timeout` seconds."""
         status, timeout = self._pool.snapshot(), self._pool.timeout()
         text = advise(
-            f"{status.name}: no connection within {timeout:g} s: {status}",
+            f"no connection within {timeout:g} s: {status}",
             LOOK,
             f"Raise {self._env}POOL_SIZE ({status.pool_size}) or {self._env}MAX_OVERFLOW"
             f" ({status.max_overflow}) if the server has connections to spare.",
@@ -59,7 +59,7 @@ class Refusals:
         """Say that a caller was turned away after `waited` seconds, before the timeout."""
         status = self._pool.snapshot()
         text = advise(
-            f"{status.name}: overloaded, turned away after {waited:.2f} s: {status}",
+            f"overloaded, turned away after {waited:.2f} s: {status}",
             LOOK,
             f"If nobody holds one for long, more is asked than this pool serves: raise {self._env}"
             f"POOL_SIZE ({status.pool_size}) if the server has capacity to spare, or start more"
@@ -73,26 +73,25 @@ class Refusals:
         """Say that the server gives no connection, why, and when it is asked again."""
         status, breaker = self._pool.snapshot(), self._breaker
         if isinstance(breaker.error, DatabaseError):
-            reason = str(breaker.error)  # The engine's own sentence names the server.
+            reason = breaker.error.detail  # The engine's own sentence names the server.
         elif breaker.error is None:
-            reason = f"{status.name}: no answer yet to an attempt to connect"
+            reason = "no answer yet to an attempt to connect"
         else:
             name, text = type(breaker.error).__name__, str(breaker.error).partition("\n")[0]
-            reason = f"{status.name}: cannot connect: {name}{text and ': '}{text}"
+            reason = f"cannot connect: {name}{text and ': '}{text}"
         again = f", asked again in {max(breaker.retry_at - now, 0):.2f} s"
         text = advise(
             f"{reason} (failures in a row: {breaker.failures}"
             f"{again if breaker.state == 'open' else ''}; {status})",
             f"See that the server runs, and that {self._env}URL names it.",
         )
-        error = Unreachable(text, retry_after=breaker.retry_after(now))
-        error.__cause__ = breaker.error
-        return error
+        again_in = breaker.retry_after(now)
+        return Unreachable(status.name, text, cause=breaker.error, retry_after=again_in)
 
     def draining(self) -> PoolClosed:
         """Say that nothing is handed out any more."""
         status = self._pool.snapshot()
-        return PoolClosed(f"{status.name}: the pool is closed, the service stops: {status}")
+        return PoolClosed(status.name, f"the pool is closed, the service stops: {status}")
 
     def _with_causes(self, state: type[Refused], text: str, now: float, waited: float) -> Refused:
         """Make an error that names who holds the connections, as it was a second ago at most.
@@ -104,7 +103,7 @@ class Refusals:
             self._blamed = tuple(self._pool.holders(SHOWN_HOLDERS))
             self._blame = "".join(f"\n  held by {each}" for each in self._blamed)
         blocked = self._pool.usage.blocked_since(now - waited - BLAME_FOR)
-        error = state(text + self._blame + (blocked and f"\n  {blocked}"))
+        error = state(self._pool.name, text + self._blame + (blocked and f"\n  {blocked}"))
         error.holders, error.blocked = self._blamed, blocked
         self._note(now, error)
         return error
