@@ -40,13 +40,13 @@ function showSizing(form) {
   const rows = form.querySelector("tbody");
   rows.replaceChildren();
   if (advised === null) {
-    said.textContent = "No pool of up to 1000 connections does this: more processes, or shorter holds.";
+    said.textContent = "No pool of up to 1000 connections achieves this: use more processes or shorter holds.";
     return;
   }
   const total = (advised + 1) * processes;
   said.textContent =
-    `DATABASE_POOL_SIZE=${advised}: on average ${(rate * hold).toFixed(1)} are in use; ` +
-    `the server needs ${total} connections, the probes' included.`;
+    `DATABASE_POOL_SIZE=${advised}: ${(rate * hold).toFixed(1)} in use on average; ` +
+    `the server needs ${total} connections, including the probes'.`;
   const least = Math.max(Math.floor(rate * hold), 1);
   for (let size = least; size <= advised + 2; size += Math.max(Math.floor((advised - least) / 8), 1)) {
     const row = rows.insertRow();
