@@ -51,7 +51,7 @@ function showSizing(form) {
   for (let size = least; size <= advised + 2; size += Math.max(Math.floor((advised - least) / 8), 1)) {
     const row = rows.insertRow();
     row.insertCell().textContent = size;
-    row.insertCell().textContent = `${(100 * probabilityOfWait(rate * hold, size)).toFixed(1)} %`;
+    row.insertCell().textContent = `${(100 * probabilityOfWait(rate * hold, size)).toFixed(1)}%`;
     row.insertCell().textContent = milliseconds(waitOfShare(rate, hold, size, 0.99));
   }
 }
