@@ -1,12 +1,14 @@
 """System checks: stable ids, a text and a hint for each finding."""
 
+from datetime import datetime
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import pytest
 from dbkit import Database, Databases, migrations
 from dbkit.checks import Finding, check, check_variables
 from dbkit.urls import Dialect
-from sqlalchemy import URL, Column, ForeignKey, String, Text, text
+from sqlalchemy import URL, Column, ForeignKey, String, Text, func, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -180,6 +182,29 @@ async def test_what_the_models_ask_for_is_said_by_table_and_column(url: str) -> 
     assert found.text == (
         f"the models ask for what no migration makes: {', '.join(changes[:5])}, 3 more"
     )
+
+
+@pytest.mark.parametrize("eager", ["auto", False, True])
+async def test_columns_that_a_write_leaves_unread_are_a_warning(
+    url: str, eager: Literal["auto", True, False]
+) -> None:
+    class Base(DeclarativeBase):
+        __mapper_args__: ClassVar[Any] = {"eager_defaults": eager}
+
+    class Thing(Base):
+        __tablename__ = "things"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        made: Mapped[datetime] = mapped_column(server_default=func.now())
+        changed: Mapped[datetime] = mapped_column(onupdate=func.now())
+        counted: Mapped[int] = mapped_column(onupdate=lambda: 1)
+
+    assert Thing
+    database = Database("orders", "postgresql", base=Base, url=url)
+    found = [each async for each in check([database]) if each.id == "models.W001"]
+
+    columns = {"auto": "things.changed", False: "things.changed, things.made", True: None}[eager]
+    assert [each.text.rpartition(": ")[2] for each in found] == [each for each in [columns] if each]
 
 
 def test_a_variable_with_a_misspelt_prefix_is_a_warning(

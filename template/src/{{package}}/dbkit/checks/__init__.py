@@ -18,6 +18,7 @@ from ..errors import DatabaseError, NotConfigured
 from ..service_settings import read_service_settings
 from ..settings import environment
 from .finding import Finding, Subject
+from .models import check_models
 from .mysql import check_engines, check_mysql
 from .pooler import check_pooler
 from .replicas import check_replica
@@ -30,7 +31,7 @@ PORTS = {"postgresql": 5432, "mysql": 3306}
 
 Check = Callable[[Subject], AsyncIterable[Finding]]
 
-CHECKS: tuple[Check, ...] = (check_pooler, check_schema, check_mysql, check_replica)
+CHECKS: tuple[Check, ...] = (check_pooler, check_schema, check_models, check_mysql, check_replica)
 DEPLOY_CHECKS: tuple[Check, ...] = (
     check_timeouts,
     check_server,
