@@ -51,6 +51,7 @@ CONTENDERS = {
     "rendered": "**the rendered service**",
     "rendered_logging": "the same, with its line of log for each request",
     "rendered_collected": "the same, with the garbage collector as Python sets it",
+    "example": "the same, with its example's own routes",
     "commit_at_end": "async session, committed at the end, pool of 10",
     "naive": "async session, pool of 5+10",
     "sync_session": "sync session in the thread pool",

@@ -23,8 +23,9 @@ HEADINGS = {
     "insert": "insert",
     "both": "one row from each of two databases",
 }
+OURS = {"rendered", "rendered_logging", "rendered_collected", "example"}
 STEPS = {
-    "read": "columns, by a reader: as it comes",
+    "read": "columns, by a reader",
     "object": "an object, by a reader",
     "session": "an object, in a session",
     "driver": "the driver's own connection",
@@ -160,7 +161,7 @@ def draw(results: dict[str, Any]) -> None:
     figure, plots = plt.subplots(1, len(SCENARIOS), figsize=(11, 3.4), layout="constrained")
     for axes, scenario in zip(plots, SCENARIOS, strict=True):
         rates = [results[each][f"{scenario} 32"]["rate"] for each in names]
-        colours = ["#1f6f8b" if each.startswith("rendered") else "#b9c3c9" for each in names]
+        colours = ["#1f6f8b" if each in OURS else "#b9c3c9" for each in names]
         bars = axes.barh(range(len(names)), rates, color=colours)
         axes.bar_label(bars, fmt="{:,.0f}", fontsize=7, padding=2)
         axes.set_title(fill(HEADINGS[scenario], 22), fontsize=9)

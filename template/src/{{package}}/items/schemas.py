@@ -3,8 +3,7 @@
 from typing import Annotated
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, with_config
-from typing_extensions import TypedDict
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 # No NUL: PostgreSQL cannot store one.
 Name = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00]+$")]
@@ -23,12 +22,21 @@ class ItemCreate(BaseModel):
     quantity: Quantity = 0
 
 
-@with_config(extra="forbid")
-class ItemUpdate(TypedDict, total=False):
-    """What a client sends to change an item: only what changes, and no nulls."""
+class ItemUpdate(BaseModel):
+    """What a client sends to change an item: only the fields that change."""
 
-    name: Name
-    quantity: Quantity
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name | None = None
+    quantity: Quantity | None = None
+
+    @field_validator("name", "quantity")
+    @classmethod
+    def refuse_null(cls, value: object) -> object:
+        """Refuse null, which the columns do not take; a field that is left out is not validated."""
+        if value is None:
+            raise ValueError("leave it out to keep its value")
+        return value
 
 
 class ItemRead(BaseModel):
