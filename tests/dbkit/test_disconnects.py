@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 import uvicorn
 from dbkit import Database, Databases, disconnects, install, session_from
-from dbkit.disconnects import CancelOnDisconnect, begin_commit
+from dbkit.context import shield
+from dbkit.middleware import RequestMiddleware
 from fastapi import BackgroundTasks, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from sqlalchemy import URL, text
@@ -245,7 +246,7 @@ async def test_no_commit_begins_once_the_client_has_left() -> None:
 
     async def commit(request: asyncio.Task[None]) -> None:
         await until(lambda: request.cancelling() > 0)
-        begin_commit()
+        shield()
 
     async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
         # A task of its own, as behind `@app.middleware("http")`, learns of it later.
@@ -256,6 +257,7 @@ async def test_no_commit_begins_once_the_client_has_left() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await inner
 
-    served = CancelOnDisconnect(app)({"type": "http", "headers": []}, left, send)
+    scope: Scope = {"type": "http", "headers": [], "method": "GET", "path": "/"}
+    served = RequestMiddleware(app)(scope, left, send)
     request = asyncio.create_task(served)
     await request

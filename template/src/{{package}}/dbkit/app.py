@@ -5,13 +5,11 @@ from typing import Any
 from fastapi import FastAPI
 
 from .databases import Databases
-from .disconnects import CancelOnDisconnect
 from .exception_handlers import add_exception_handlers
 from .health import health_router
-from .logs import log_requests
+from .middleware import serve_requests
 from .page import Pages
 from .prometheus import metrics_router
-from .replicas import ReadYourWrites
 
 TOO_LARGE: dict[str, Any] = {
     "description": "The body is larger than this service takes",
@@ -32,11 +30,8 @@ def install(app: FastAPI, databases: Databases) -> None:
     app.state.databases = databases
     if app.max_body_size is not None:
         app.router.responses.setdefault(413, TOO_LARGE)
-    if any(database.replica_of for database in databases.values()):
-        app.add_middleware(ReadYourWrites)
-    app.add_middleware(CancelOnDisconnect)
     app.include_router(health_router(databases))
     app.router.routes.append(Pages(databases))
     app.include_router(metrics_router(databases))
     add_exception_handlers(app)
-    log_requests(app)
+    serve_requests(app, replicas=any(each.replica_of for each in databases.values()))

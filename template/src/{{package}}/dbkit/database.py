@@ -17,8 +17,8 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.selectable import TypedReturnsRows
 from sqlalchemy.util import greenlet_spawn
 
+from .context import shield
 from .detectors import Detectors
-from .disconnects import begin_commit
 from .engine import create_engine, hosts
 from .errors import NotOpen, ReadOnly, Unreachable
 from .health import Probe
@@ -233,7 +233,7 @@ class Database:
             raise ReadOnly(self.name, "begin a session", self.replica_of.name)
         async with self._open.sessions.begin() as session:
             yield session
-            begin_commit()
+            shield()
         if self.replicas:
             await note_commit(self)
 
@@ -254,7 +254,7 @@ class Database:
         if self.replica_of is not None:
             raise ReadOnly(self.name, "execute what may write", self.replica_of.name)
         engine = self.engine.sync_engine
-        result = await greenlet_spawn(run_alone, engine, statement, params, begin_commit)
+        result = await greenlet_spawn(run_alone, engine, statement, params, shield)
         if self.replicas:
             await note_commit(self)
         return result

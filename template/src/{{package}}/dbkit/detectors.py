@@ -6,7 +6,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from .pool import FairPool
-from .usage import NO_ROUTE, Use, holder_of, route_of
+from .usage import NO_ROUTE, Use, holder_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Detectors:
             logger.warning(
                 "%s: %s returned its connection after %.1f s",
                 pool.name,
-                route_of(use.scope) or NO_ROUTE,
+                use.route or NO_ROUTE,
                 held,
             )
         for use in pool.uses():
@@ -68,7 +68,7 @@ class Detectors:
                 self._name_idle(pool, use, now)
 
     def _name_idle(self, pool: FairPool, use: Use, now: float) -> None:
-        route = route_of(use.scope) or NO_ROUTE
+        route = use.route or NO_ROUTE
         if use in self._leaks or use.ended or now < self._named.get(route, 0):
             return
         self._named = {name: until for name, until in self._named.items() if now < until}

@@ -1,79 +1,32 @@
-"""Requests whose client has left are cancelled: while they wait, while they read, in no commit.
+"""Cancels requests whose client has left: while they wait, while they read, never in a commit.
 
-Without this, a service that was slow for a moment first works off what nobody waits for. What has
-begun to commit is finished, with the commit of another database and the background tasks.
+Without this, a service that was slow for a moment first works through requests that nobody waits
+for. A request that has begun to commit is finished, with the commit of another database and the
+background tasks.
 """
 
 import asyncio
-from contextvars import ContextVar
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive
 
-from .usage import current_scope
+from .context import RequestContext
 
 NOTICE_AFTER = 0.1
-"""Seconds from which on a request is worth watching; shorter ones cost a timer and no task."""
-
-_request: ContextVar["WatchedRequest | None"] = ContextVar("request", default=None)
+"""Seconds after which a request is watched; shorter ones cost a timer and no task."""
 
 
-class CancelOnDisconnect:
-    """ASGI middleware that cancels a request once its client has left.
-
-    It also notes which request is served, for whoever asks what holds connections.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; what is no HTTP passes through."""
-        if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
-            return
-        token = current_scope.set(scope)
-        try:
-            if scope["type"] == "http":
-                await self._serve(scope, receive, send)
-            else:
-                await self.app(scope, receive, send)
-        finally:
-            current_scope.reset(token)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = WatchedRequest(scope, receive)
-
-        async def send_unwatched(message: Message) -> None:
-            request.unwatch()  # From its first byte on, the response is the server's to end.
-            await send(message)
-
-        token = _request.set(request)
-        try:
-            await self.app(scope, request.receive, send_unwatched)
-        except asyncio.CancelledError:
-            if not request.cancelled or request.task.uncancel() > 0:
-                raise
-        finally:
-            request.end()
-            _request.reset(token)
-
-
-class WatchedRequest:
-    """One request: its task, and the messages of its client."""
+class Watch:
+    """Watches for the end of one request's connection, and passes on the client's messages."""
 
     _messages: asyncio.Queue[Message]
     """What the watcher has read, once there is one."""
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 -- a server runs each request in a task
-        self.task = task
-        self.cancelled = False
-        self._watched = True
+    def __init__(self, request: RequestContext, receive: Receive) -> None:
+        self._request = request
         self._receive = receive
         self._waiting_body = any(
             name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
-            for name, value in scope["headers"]
+            for name, value in request.scope["headers"]
         )
         self._watcher: asyncio.Task[None] | None = None
         self._timer = self._watch_later()
@@ -89,14 +42,9 @@ class WatchedRequest:
                 self._messages.put_nowait(message)  # Whoever asks again is told again.
         return message
 
-    def unwatch(self) -> None:
-        """Leave the rest to the server."""
-        self._watched = False
-        self._timer.cancel()
-
     def end(self) -> None:
         """Stop reading."""
-        self.unwatch()
+        self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
 
@@ -104,6 +52,8 @@ class WatchedRequest:
         return asyncio.get_running_loop().call_later(NOTICE_AFTER, self._watch)
 
     def _watch(self) -> None:
+        if not self._request.watched:
+            return
         if self._waiting_body:
             self._timer = self._watch_later()  # The application still reads: it sees the end.
         else:
@@ -114,18 +64,8 @@ class WatchedRequest:
         message: Message = {"type": ""}
         while message["type"] != "http.disconnect":
             message = await self._receive()
-            if message["type"] == "http.disconnect" and self._watched:
-                self.cancelled = True
-                self.task.cancel("the client has left")
+            request = self._request
+            if message["type"] == "http.disconnect" and request.watched:
+                request.cancelled = True
+                request.task.cancel("the client has left")
             await self._messages.put(message)
-
-
-def begin_commit() -> None:
-    """Have the current request, if there is one, end whether its client leaves or not.
-
-    Cancelled if the client has left already, and the task of the request does not know yet.
-    """
-    if (request := _request.get()) is not None:
-        if request.cancelled:
-            raise asyncio.CancelledError("the client has left")
-        request.unwatch()

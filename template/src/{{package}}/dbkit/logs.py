@@ -9,18 +9,17 @@ import logging
 import re
 import secrets
 from contextlib import suppress
-from contextvars import ContextVar
 from datetime import UTC, datetime
-from time import perf_counter
+from time import monotonic
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import FastAPI
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
+from .context import RequestContext, request_id
 from .errors import NotConfigured
 from .settings import LogFormat, environment, read_log_format
-from .usage import REQUEST_ID, USES, RouteUse, request_id_of, template_of
+from .usage import template_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,19 +37,6 @@ to_json = json.JSONEncoder(default=str).encode
 STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
 IN_MESSAGE = {"method", "route", "path", "status", "request_id"}
 """What the text of a request's line says already, or what nobody reads there."""
-
-_request_id: ContextVar[str] = ContextVar("request_id", default="")
-
-
-def log_requests(app: FastAPI) -> None:
-    """Write a line for each request, also for those that a middleware of the service answers.
-
-    A client, or a proxy, may name a request by `X-Request-ID`; the response has it, and so has
-    every line that is logged meanwhile.
-    """
-    build = app.build_middleware_stack
-    app.build_middleware_stack = lambda: RequestLog(build())
-    take_over_uvicorn()
 
 
 def take_over_uvicorn() -> None:
@@ -75,55 +61,22 @@ def take_over_uvicorn() -> None:
     server.propagate, access.propagate = True, False
 
 
-class RequestLog:
-    """ASGI middleware that names each request, and writes its line."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; what is no HTTP passes through."""
-        if scope["type"] == "lifespan":
-            take_over_uvicorn()  # Now at the latest: `uvicorn.run(app)` imported it before.
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        began = perf_counter()
-        name = scope[REQUEST_ID] = find_id(scope)
-        scope[USES] = {}
-        _request_id.set(name)  # Until its task ends: the server logs our exceptions after us.
-        status = 0
-
-        async def send_noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                added = [(b"x-request-id", name.encode()), (b"x-content-type-options", b"nosniff")]
-                message["headers"] = [*message.get("headers", ()), *added]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_noting)
-        finally:
-            say(scope, status, perf_counter() - began)
-
-
-def say(scope: Scope, status: int, seconds: float) -> None:
+def say(request: RequestContext, status: int) -> None:
     """Write the line of a request: its route, and its path only if it has none, without a query."""
+    scope = request.scope
     quiet = status < 400 and scope["path"] in QUIET  # noqa: PLR2004 -- the first of the errors
     level = logging.DEBUG if quiet else logging.INFO
     if not logger.isEnabledFor(level):
         return
     route = template_of(scope)
     where = {"route": route} if route else {"path": quote(scope["path"])[:LONGEST_PATH]}
-    uses: dict[str, RouteUse] = scope[USES]
-    line = {
+    line: dict[str, Any] = {
         "method": scope["method"],
         **where,
         "status": status or CLIENT_LEFT,
-        "duration_ms": round(1000 * seconds, 1),
+        "duration_ms": round(1000 * (monotonic() - request.since), 1),
     }
-    if uses:
+    if request.uses:
         line["databases"] = {
             name: {
                 "statements": each.statements,
@@ -131,7 +84,7 @@ def say(scope: Scope, status: int, seconds: float) -> None:
                 "held_ms": round(1000 * each.held, 1),
                 "waited_ms": round(1000 * each.waited, 1),
             }
-            for name, each in uses.items()
+            for name, each in request.uses.items()
         }
     message = f"{line['method']} {line.get('route') or line['path']} {line['status']}"
     # Not by logger.info(): that looks for its caller, which costs as much as the rest.
@@ -140,8 +93,11 @@ def say(scope: Scope, status: int, seconds: float) -> None:
 
 def find_id(scope: Scope) -> str:
     """Return the id that a request came with, its trace's if it has none, or a new one."""
-    given = request_id_of(scope)
-    return given if given and SAFE_ID.fullmatch(given) else secrets.token_hex(8)
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    given = headers.get(b"x-request-id", b"").decode("latin-1")[:64]
+    if not given and (trace := headers.get(b"traceparent")):
+        given = trace.decode("latin-1").partition("-")[2].partition("-")[0][:32]
+    return given if SAFE_ID.fullmatch(given) else secrets.token_hex(8)
 
 
 class JsonFormatter(logging.Formatter):
@@ -155,8 +111,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if request_id := _request_id.get():
-            line["request_id"] = request_id
+        if name := request_id():
+            line["request_id"] = name
         line |= extras(record)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

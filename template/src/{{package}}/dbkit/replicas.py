@@ -10,8 +10,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,8 +17,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message
 
+from .context import RequestContext, current, inherited
 from .errors import DatabaseError
 from .health import Probe
 from .readers import Reader
@@ -48,8 +47,6 @@ COOKIE = re.compile(r"(?:\A|;) *read_after_([a-z0-9_]{1,24})=([0-9A-F]{1,16}) *(
 ATTRIBUTES = "; Path=/; Max-Age=300; HttpOnly; SameSite=Lax"
 """The age is for clients that come back when no position of theirs is of use any more."""
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS", "TRACE"}
-
-_client: ContextVar["Client | None"] = ContextVar("client", default=None)
 
 
 class History:
@@ -120,66 +117,40 @@ class ReplicaProbe(Probe):
         await asyncio.gather(*(host.stop() for host in self._hosts))
 
 
-@dataclass(slots=True)
-class Client:
-    """What the client of a request has written: where the log of each primary was then."""
-
-    positions: dict[str, int]
-    writes: bool
-    """Whether this request may write, by its method."""
-    written: set[str] = field(default_factory=set[str])
-    """The primaries that it wrote to."""
-
-
-class ReadYourWrites:
-    """ASGI middleware that has a client carry, in cookies, how far a replica must have come.
+def read_positions(request: RequestContext) -> None:
+    """Read from a client's cookies how far a replica must have come.
 
     A cookie is not signed: who forges one reads the primary in place of a replica.
     """
+    scope = request.scope
+    cookies = b";".join(value for name, value in scope["headers"] if name == b"cookie")
+    for name, position in COOKIE.findall(cookies.decode("latin-1")):
+        request.positions[name] = int(position, 16)
+    if scope["method"] not in SAFE_METHODS:
+        request.written = set()
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; what is no HTTP passes through."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        cookies = b";".join(value for name, value in scope["headers"] if name == b"cookie")
-        found = {
-            name: int(position, 16) for name, position in COOKIE.findall(cookies.decode("latin-1"))
-        }
-        client = Client(found, scope["method"] not in SAFE_METHODS)
-
-        async def send_cookies(message: Message) -> None:
-            if message["type"] == "http.response.start" and client.written:
-                secure = "; Secure" if scope["scheme"] == "https" else ""
-                message.setdefault("headers", [])
-                headers = MutableHeaders(scope=message)
-                for name in sorted(client.written):
-                    cookie = f"read_after_{name}={client.positions[name]:X}{ATTRIBUTES}{secure}"
-                    headers.append("set-cookie", cookie)
-            await send(message)
-
-        token = _client.set(client)
-        try:
-            await self.app(scope, receive, send_cookies)
-        finally:
-            _client.reset(token)
+def set_cookies(request: RequestContext, start: Message) -> None:
+    """Add to the start of a response where the logs of the primaries are that it wrote to."""
+    secure = "; Secure" if request.scope["scheme"] == "https" else ""
+    headers = MutableHeaders(scope=start)
+    for name in sorted(request.written or ()):
+        cookie = f"read_after_{name}={request.positions[name]:X}{ATTRIBUTES}{secure}"
+        headers.append("set-cookie", cookie)
 
 
 async def note_commit(primary: "Database") -> None:
     """Note, for the client of this request, where the log is after a commit; 1 round trip."""
-    client = _client.get()
-    if client is None or not client.writes:
+    request = current()
+    if request is None or request.written is None:
         return
     if not any(replica.is_open and is_apart(replica) for replica in primary.replicas):
         return
     position: int | None = None
     with suppress(DatabaseError, DBAPIError):  # What is committed is committed.
         position = await primary.reader.scalar(END)
-    client.positions[primary.name] = NOWHERE if position is None else position
-    client.written.add(primary.name)
+    request.positions[primary.name] = NOWHERE if position is None else position
+    request.written.add(primary.name)
 
 
 def is_apart(replica: "Database") -> bool:
@@ -195,10 +166,10 @@ def may_read(replica: "Database") -> bool:
     settings, probe = replica.settings, replica.probe
     if settings.fallback and replica.status != "up":
         return False
-    client = _client.get()
-    if client is None or replica.replica_of is None or not is_apart(replica):
+    request = inherited()  # What it wrote, the tasks that it leaves behind read too.
+    if request is None or replica.replica_of is None or not is_apart(replica):
         return True
-    return client.positions.get(replica.replica_of.name, 0) <= (probe.position or 0)
+    return request.positions.get(replica.replica_of.name, 0) <= (probe.position or 0)
 
 
 def source(database: "Database") -> "Database":

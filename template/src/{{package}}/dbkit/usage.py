@@ -3,8 +3,7 @@
 import asyncio
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -13,6 +12,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.pool import ConnectionPoolEntry
 from starlette.types import Scope
 
+from .context import RequestContext, current
 from .lines import calling_lines, calling_place, waiting_lines, write
 
 logger = logging.getLogger(__name__)
@@ -27,13 +27,8 @@ WEBSOCKET = "WEBSOCKET"
 """Its method, as it has none."""
 KEY = "use"
 """Where the record of a connection has its checkout."""
-REQUEST_ID, USES = "dbkit.request_id", "dbkit.uses"
-"""Where the scope of a request has its id, and what it has used of each database."""
 SHOWN_HOLDERS = 5
 """Holders that an error names."""
-
-current_scope: ContextVar[Scope | None] = ContextVar("current_scope", default=None)
-"""The ASGI scope of the request that is being served; set by the kit's middleware."""
 
 
 class Use:
@@ -42,8 +37,8 @@ class Use:
     __slots__ = (
         "in_sql",
         "place",
+        "request",
         "returned",
-        "scope",
         "since",
         "sql_since",
         "statements",
@@ -53,10 +48,14 @@ class Use:
     )
 
     def __init__(
-        self, task: asyncio.Task[Any] | None, scope: Scope | None, since: float, waited: float
+        self,
+        task: asyncio.Task[Any] | None,
+        request: RequestContext | None,
+        since: float,
+        waited: float,
     ) -> None:
         self.task = task
-        self.scope = scope
+        self.request = request
         self.since = since
         self.waited = waited
         self.place = calling_place()
@@ -68,6 +67,11 @@ class Use:
         self.sql_since: float | None = None
         """When the statement that runs now began, or the closing of the connection."""
         self.returned: float | None = None
+
+    @property
+    def route(self) -> str | None:
+        """Its request's route: `GET /items/{item_id}`; None outside a request."""
+        return route_of(self.request.scope) if self.request else None
 
     @property
     def ended(self) -> bool:
@@ -178,7 +182,7 @@ class Usage:
         if task in self._holding and not waited:  # Else it was asked before it waited.
             self.ask(task)
         info: Any = record.record_info
-        info[KEY] = Use(task, current_scope.get(), now, waited)
+        info[KEY] = Use(task, current(), now, waited)
         self._holding[task] = record
 
     def give(self, record: ConnectionPoolEntry, now: float) -> None:
@@ -194,10 +198,11 @@ class Usage:
             use.in_sql += now - use.sql_since
         held = now - use.since
         self.buckets[bisect_left(BUCKETS, held)] += 1
-        name = route_of(use.scope) or NO_ROUTE
+        name = use.route or NO_ROUTE
         route = self.routes.get(name) or self._add_route(name)
         route.add(use, held)
-        if use.scope is not None and (uses := use.scope.get(USES)) is not None:
+        if use.request is not None:
+            uses: dict[str, RouteUse] = use.request.uses
             (uses.get(self.name) or uses.setdefault(self.name, RouteUse())).add(use, held)
         if self.on_wait is not None and self.on_return is not None:
             self.on_wait(use.waited)
@@ -221,7 +226,8 @@ class Usage:
         if record is None or not record.in_use:
             return
         self.nested += 1
-        route = route_of(current_scope.get()) or NO_ROUTE
+        request = current()
+        route = (request and route_of(request.scope)) or NO_ROUTE
         if route not in self._warned and len(self._warned) < MOST_ROUTES:
             self._warned.add(route)
             logger.warning(
@@ -244,8 +250,8 @@ def holder_of(database: str, use: Use, now: float) -> Holder:
     taken_at = (write(*use.place),) if use.place else ()
     return Holder(
         database=database,
-        route=route_of(use.scope),
-        request_id=request_id_of(use.scope),
+        route=use.route,
+        request_id=use.request.id if use.request else None,
         task=use.task.get_name() if use.task else "unknown",
         held=now - use.since,
         in_sql=use.in_sql + running,
@@ -258,10 +264,8 @@ def holder_of(database: str, use: Use, now: float) -> Holder:
     )
 
 
-def route_of(scope: Scope | None) -> str | None:
+def route_of(scope: Scope) -> str:
     """Name a request's route by method and template: never by what a client sent."""
-    if scope is None:
-        return None
     template = template_of(scope)
     return f"{scope.get('method', WEBSOCKET)} {template}" if template else NO_ROUTE
 
@@ -287,18 +291,6 @@ def mounts_of(scope: Scope) -> str:
     names = {value: name for name, value in scope["path_params"].items()}
     taken = root.removeprefix(prefix).split("/")
     return prefix + "/".join("{" + names[each] + "}" if each in names else each for each in taken)
-
-
-def request_id_of(scope: Scope | None) -> str | None:
-    """Return the id of a request in the log, else what a client, or a proxy, calls it."""
-    if scope and (known := scope.get(REQUEST_ID)):
-        return known
-    headers: Mapping[bytes, bytes] = dict(scope["headers"]) if scope else {}
-    if found := headers.get(b"x-request-id"):
-        return found.decode("latin-1")[:64]
-    if found := headers.get(b"traceparent"):
-        return found.decode("latin-1").split("-")[1:2][0][:32] if b"-" in found else None
-    return None
 
 
 def time_statements(engine: Engine) -> None:

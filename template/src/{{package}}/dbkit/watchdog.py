@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from math import inf
 from time import monotonic
 from types import FrameType
+from typing import Any, cast
 
-from .disconnects import CancelOnDisconnect
+from starlette.types import Scope
+
 from .lines import callers, lines_of
 from .usage import route_of
 
@@ -138,8 +140,10 @@ class Watchdog:
 
 
 def served_route(frame: FrameType) -> str | None:
-    """Find the route that is being served where a frame is."""
+    """Find the route that is being served where a frame is: what calls ASGI applications has it."""
     for each in callers(frame):
-        if each.f_code is CancelOnDisconnect.__call__.__code__:
-            return route_of(each.f_locals["scope"])
+        if each.f_code.co_name == "__call__" and "scope" in each.f_code.co_varnames:
+            scope: Any = each.f_locals.get("scope")
+            if isinstance(scope, dict) and "path" in scope:
+                return route_of(cast("Scope", scope))
     return None

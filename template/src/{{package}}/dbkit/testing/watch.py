@@ -13,6 +13,7 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from ..context import current
 from ..errors import PoolTimeout
 from ..lines import calling_lines
 from ..pool import FairPool
@@ -82,9 +83,14 @@ class Watch:
             raise InvalidRequestError(OTHER_LOOP.format(name=self.name))
         if task := asyncio.current_task():
             self.users.add(task)
+        # Behind `@app.middleware("http")` a route has a task of its own, and its request's waits.
+        request = current()
+        waiting = {task, request and request.task}
         for checkout in self.held.values():
-            if one_connection and checkout.task is task and not checkout.by_fixture:
+            if one_connection and checkout.task in waiting and not checkout.by_fixture:
                 why = "this task holds it already"
+                if checkout.task is not task:
+                    why = "the task that waits for this request holds it"
                 raise self._refusal(why, checkout)
 
     def waited_in_vain(self, seconds: float) -> InvalidRequestError | None:

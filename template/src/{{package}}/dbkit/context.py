@@ -1,0 +1,109 @@
+"""The request that is being served: one object, and everything that belongs to it ends with it.
+
+Tasks inherit context variables, so a task that a request leaves behind still finds its context.
+`current()` and `shield()` tell such tasks apart: the request is not theirs.
+"""
+
+import asyncio
+from contextvars import ContextVar
+from time import monotonic
+from typing import Any
+
+from starlette.types import Scope
+
+
+class RequestContext:
+    """One request or WebSocket, from its first line to the end of its response."""
+
+    __slots__ = (
+        "cancelled",
+        "ended",
+        "id",
+        "positions",
+        "scope",
+        "since",
+        "task",
+        "uses",
+        "watched",
+        "written",
+    )
+
+    def __init__(self, scope: Scope, id_: str) -> None:
+        self.id = id_
+        """Its `X-Request-ID`, that of its trace, or a new one."""
+        self.scope = scope
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 -- a server runs each request in a task
+        self.task = task
+        """The task in which the server runs it."""
+        self.since = monotonic()
+        self.uses: dict[str, Any] = {}
+        """What it has used of each database: a `RouteUse`."""
+        self.watched = True
+        """Whether it is cancelled when its client leaves; not once it commits or responds."""
+        self.cancelled = False
+        """Whether it was."""
+        self.ended = False
+        self.positions: dict[str, int] = {}
+        """Where the log of each primary was when this client last wrote to it; see `replicas`."""
+        self.written: set[str] | None = None
+        """The primaries that it wrote to, if it may write and there are replicas."""
+
+    def includes(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether a task is part of this request: its own, or one that somebody waits for."""
+        return not self.ended and (task is self.task or task is None or is_awaited(task))
+
+
+_request: ContextVar[RequestContext | None] = ContextVar("request", default=None)
+
+enter = _request.set
+"""Begin a request, in its task; it is left by its end."""
+inherited = _request.get
+"""Return the request in which this task began, whether it still runs or not."""
+
+
+def current() -> RequestContext | None:
+    """Return the request that the current task is part of."""
+    request = _request.get()
+    return request if request and request.includes(asyncio.current_task()) else None
+
+
+def shield() -> None:
+    """Have the current request, if there is one, end whether its client leaves or not.
+
+    Cancelled if the client has left already, and the task of the request does not know yet.
+    """
+    if (request := current()) is not None:
+        if request.cancelled:
+            raise asyncio.CancelledError("the client has left")
+        request.watched = False
+
+
+def request_id() -> str:
+    """Return the id of the request that a line of the log is about, or ""."""
+    request = _request.get()
+    if request is None:
+        return ""
+    if request.ended:  # Then only the server logs for it: an exception, in the request's task.
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # in a thread
+            return ""
+        return request.id if task is request.task else ""
+    return request.id
+
+
+def is_awaited(task: asyncio.Task[Any]) -> bool:
+    """Whether somebody waits for a task: by `await`, `gather`, a task group, from a thread.
+
+    Nobody waits for a task that was only created, and one in `shield()` goes on without its waiter.
+    """
+    for callback, _ in getattr(task, "_callbacks", None) or ():
+        waiter = getattr(callback, "func", callback)  # Python 3.11's `wait_for` has a partial.
+        name: str = getattr(waiter, "__qualname__", "")
+        module: str = getattr(waiter, "__module__", None) or ""
+        if name.startswith("Task.") or (
+            module.startswith(("asyncio.", "anyio.")) and not name.startswith("shield.")
+        ):
+            return True
+    return False
