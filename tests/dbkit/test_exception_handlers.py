@@ -209,9 +209,9 @@ async def test_a_task_group_is_answered_as_what_failed_in_it(service: Service) -
         raise ExceptionGroup("reads", [Unreachable("primary", "away")])
 
     for route in (conflict, buggy, away):
-        service.app.add_api_route(f"/{route.__name__}", route)
+        service.app.add_api_route(f"/{route.__name__}", route, methods=["GET", "POST"])
 
-    check_problem(await service.client.get("/conflict"), 409, TAKEN)
+    check_problem(await service.client.post("/conflict"), 409, TAKEN)
     check_problem(
         await service.client.get("/away"), 503, "primary: cannot be reached; try again later"
     )
@@ -339,7 +339,7 @@ async def test_a_serialization_failure_is_503(service: Service) -> None:
         with pytest.raises(Exception, match="could not serialize") as caught:
             await other.commit()
 
-    check = await database_failed(Request({"type": "http"}), caught.value)
+    check = await database_failed(Request({"type": "http", "method": "POST"}), caught.value)
     assert check.status_code == 503
 
 
@@ -445,7 +445,7 @@ async def test_an_error_of_ours_that_looks_like_the_networks_stays_500(
     [
         '{"sql": NaN}',
         '{"sql": [Infinity]}',
-        '{"sql": ["\\ud800"]}',
+        '{"sql": "\\ud800"}',
         '{"sql": 1e999}',
         '"\\ud800"',
         '{"\\ud800": NaN}',
@@ -463,12 +463,14 @@ async def test_a_body_that_cannot_be_sent_back_is_422(service: Service, body: st
     assert all(each.keys() == {"type", "loc", "msg"} for each in response.json()["detail"])
 
 
-async def test_what_time_may_cure_is_logged_once_and_the_clients_faults_are_not(
+async def test_each_error_is_a_line_with_its_reason_and_place_and_without_values(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "dbkit"):
         await service.run("primary", "INSERT INTO parents VALUES (1, 'again', 1)")
-        await service.run("primary", "INSERT INTO parents VALUES (9, NULL, 1)")
+        await service.run("primary", "INSERT INTO parents VALUES (:id, :name, 1)", id=9, name=None)
+        await service.run("primary", "INSERT INTO late VALUES (9, 987654)")
+        await service.run("primary", "SELECT hunter2")
         await service.run(
             "primary",
             "SET TRANSACTION READ ONLY",
@@ -477,8 +479,25 @@ async def test_what_time_may_cure_is_logged_once_and_the_clients_faults_are_not(
         )
 
     logged = [each for each in caplog.records if each.name == "dbkit.exception_handlers"]
-    assert len(logged) == 1
-    assert "SQLSTATE 25006: " in logged[0].getMessage()
+    assert [
+        (each.levelname, vars(each)["sqlstate"], vars(each).get("constraint"), vars(each)["table"])
+        if "table" in vars(each)
+        else (each.levelname, vars(each)["sqlstate"])
+        for each in logged
+    ] == [
+        ("INFO", "23505", "parents_pkey", "parents"),
+        ("WARNING", "23502", None, "parents"),
+        ("INFO", "23503", "late_parent_id_fkey", "late"),
+        ("ERROR", "42703"),
+        ("ERROR", "25006"),
+    ]
+    assert vars(logged[1])["column"] == "name"
+    for each in logged:
+        assert each.getMessage().startswith(f"primary: SQLSTATE {vars(each)['sqlstate']}: ")
+        assert "test_exception_handlers.py:" in each.getMessage()
+        assert " in run" in each.getMessage()
+    # At COMMIT, no line of the service is under way: its function is named.
+    assert "violates foreign key constraint" in logged[2].getMessage()
     assert "987654" not in caplog.text
 
 

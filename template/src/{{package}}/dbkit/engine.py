@@ -20,6 +20,7 @@ from sqlalchemy.util import await_only
 from . import mysql
 from .credentials import REFUSED, TLS_PARAMETERS, Credentials, tls
 from .errors import Unreachable
+from .failures import schema_differs
 from .metadata import NoTimeZone
 from .pgbouncer import behind_pgbouncer
 from .pool import FairPool
@@ -143,13 +144,16 @@ def connect_by(dialect: Any, args: Any, arguments: Any, timeout: float) -> DBAPI
 def handle_error(name: str, context: ExceptionContext, *, read_only: bool) -> Exception | None:
     """Tell lost connections from failed statements, and return what to raise instead, if so."""
     error = context.original_exception
-    if context.sqlalchemy_exception is not None:
-        vars(context.sqlalchemy_exception)["database"] = name  # For whoever answers the client.
+    if context.sqlalchemy_exception is not None:  # For whoever answers the client.
+        vars(context.sqlalchemy_exception)["database"] = name
+        vars(context.sqlalchemy_exception)["schema_differs"] = schema_differs(context)
     if isinstance(error, OSError | TimeoutError):  # SQLAlchemy wraps neither.
         context.is_disconnect = True
         return Unreachable(name, f"the connection was lost: {reason(error)}", cause=error)
     if isinstance(error, OverflowError | UnicodeError | NoTimeZone):  # Drivers and we, of a value.
-        return DataError(context.statement, context.parameters, error, hide_parameters=True)
+        wrong = DataError(context.statement, context.parameters, error, hide_parameters=True)
+        vars(wrong)["database"] = name
+        return wrong
     if sqlstate(error) == READ_ONLY and read_only:
         return None  # A write to a replica is its caller's mistake.
     if sqlstate(error) in DISCONNECTED:

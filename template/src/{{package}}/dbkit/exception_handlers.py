@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from http import HTTPStatus
 from math import ceil
 from typing import Any, cast
@@ -15,8 +16,10 @@ from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
 from .errors import DatabaseError, PoolClosed, PoolOverloaded, PoolTimeout, Unreachable
+from .failures import Failure, can_be_input, failure_of
+from .lines import raising_lines, write
 from .page.access import may_see
-from .sqlstates import answer, sqlstate
+from .sqlstates import STALE, Answer, answer, is_stale
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +75,11 @@ RETRY_AFTER = {
     }
 }
 
+READS = {"GET", "HEAD", "OPTIONS"}
+
+LEVELS = {409: logging.INFO, 422: logging.WARNING}
+"""Conflicts are daily bread; what only the database finds wrong, the route's schema lets in."""
+
 # For `responses=` of a router whose routes use a database: what they may answer.
 DATABASE_RESPONSES: dict[int | str, dict[str, Any]] = {
     409: declare("Conflicts with what is stored"),
@@ -80,21 +88,66 @@ DATABASE_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-async def database_failed(_request: Request, error: Exception) -> JSONResponse:
-    """Answer for an error that the driver reported, by its SQLSTATE."""
-    code = sqlstate(error)
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
-        code = code or "08006"
-    found = answer(code)
+async def database_failed(request: Request, error: Exception) -> JSONResponse:
+    """Answer for an error that the driver reported, by its SQLSTATE; the log has its reason.
+
+    What no input can have caused is our own mistake, and no client's.
+    """
+    failure = failure_of(error)
+    if isinstance(error, DBAPIError) and error.connection_invalidated and failure.code is None:
+        failure = replace(failure, code="08006")
+    found = STALE if is_stale(error) else answer(failure.code)
+    if (
+        found is not None
+        and found.status < HTTPStatus.INTERNAL_SERVER_ERROR
+        and not (may_have_sent_it(request, found.status) and can_be_input(failure, error))
+    ):
+        found = None
+    database = getattr(error, "database", "the database")  # Noted by `create_engine()`.
+    log_failure(request, database, failure, error, found)
     if found is None:
         raise error
     if found.status == HTTPStatus.UNPROCESSABLE_ENTITY:
         return unprocessable([{"type": "database", "loc": ["body"], "msg": found.detail}])
     if found.status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return problem(found.status, found.detail)
-    logger.error("SQLSTATE %s: %s", code, error)
-    database = getattr(error, "database", "the database")  # Noted by `create_engine()`.
     return problem(found.status, f"{database}: {found.detail}")
+
+
+def may_have_sent_it(request: Request, status: int) -> bool:
+    """Whether a request has input that can have caused this.
+
+    A request to write needs none to conflict with what is stored: who sends it is in a header.
+    """
+    scope = request.scope
+    if status == HTTPStatus.CONFLICT and scope["method"] not in READS:
+        return True
+    length = request.headers.get("content-length", "0")
+    has_body = length != "0" or "transfer-encoding" in request.headers
+    return has_body or bool(scope.get("path_params")) or bool(scope["query_string"])
+
+
+def log_failure(
+    request: Request, database: str, failure: Failure, error: Exception, found: Answer | None
+) -> None:
+    """Write the line of an error: its reason and place, in names."""
+    if vars(error).get("is_logged"):
+        return  # Starlette asks for the handler of a route's error twice when the first raises.
+    vars(error)["is_logged"] = True
+    status = found.status if found else HTTPStatus.INTERNAL_SERVER_ERROR.value
+    where = raising_lines(error) or endpoint_of(request)
+    logger.log(
+        LEVELS.get(status, logging.ERROR),
+        "%s: SQLSTATE %s: %s; answered %d, at %s",
+        *(database, failure.code, failure.reason, status, " <- ".join(where) or "no line of ours"),
+        extra={"database": database, "sqlstate": failure.code, **failure.names, "where": where},
+    )
+
+
+def endpoint_of(request: Request) -> tuple[str, ...]:
+    """Say which function answers a request: one whose session fails at its end is on no stack."""
+    code = getattr(request.scope.get("endpoint"), "__code__", None)
+    return (write(code, code.co_firstlineno),) if code else ()
 
 
 async def database_unavailable(request: Request, error: Exception) -> JSONResponse:

@@ -7,7 +7,9 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
+from traceback import walk_tb
 from types import CodeType, FrameType
 from typing import Any
 
@@ -41,6 +43,12 @@ def waiting_lines(task: asyncio.Task[Any]) -> tuple[str, ...]:
     return lines_of(reversed(list(suspended_frames(task))))
 
 
+def raising_lines(error: BaseException) -> tuple[str, ...]:
+    """Find the lines that led to an error, the innermost first."""
+    steps = [(frame.f_code, line) for frame, line in walk_tb(error.__traceback__)]
+    return lines_at(reversed(steps))
+
+
 def calling_place() -> tuple[CodeType, int] | None:
     """Find the innermost line of the service that led here, for `write` to write; takes 1 us."""
     parent = getcurrent().parent
@@ -52,14 +60,17 @@ def calling_place() -> tuple[CodeType, int] | None:
 
 def lines_of(frames: Iterable[FrameType]) -> tuple[str, ...]:
     """Write the first frames that are in functions of the service's own files."""
-    lines: list[str] = []
-    for frame in frames:
-        code = frame.f_code
-        if is_ours(code.co_filename) and code.co_name != "<module>":
-            lines.append(write(code, frame.f_lineno))
-            if len(lines) == SHOWN:
-                break
-    return tuple(lines)
+    return lines_at((frame.f_code, frame.f_lineno) for frame in frames)
+
+
+def lines_at(places: Iterable[tuple[CodeType, int]]) -> tuple[str, ...]:
+    """Write the first places that are in functions of the service's own files."""
+    own = (
+        write(code, line)
+        for code, line in places
+        if is_ours(code.co_filename) and code.co_name != "<module>"
+    )
+    return tuple(islice(own, SHOWN))
 
 
 @cache

@@ -15,6 +15,13 @@ DISCONNECTED = frozenset({READ_ONLY, "57P01", "57P02", "57P03"})
 # A prepared statement is there already, or is gone: somebody else uses the connection too.
 UNKNOWN_STATEMENT = frozenset({"26000", "42P05"})
 
+# Of limits without a SQLSTATE that says so: of a driver, of SQLite, of PostgreSQL's memory.
+LIMITS = {
+    "the number of query arguments cannot exceed": "54023",
+    "too many SQL variables": "54023",
+    "invalid memory alloc request size": "54000",
+}
+
 SQLITE = {
     "SQLITE_BUSY": "55P03",
     "SQLITE_CANTOPEN": "08001",
@@ -30,7 +37,7 @@ SQLITE = {
     "SQLITE_INTERRUPT": "57014",
     "SQLITE_LOCKED": "55P03",
     "SQLITE_READONLY": "25006",
-    "SQLITE_TOOBIG": "22001",
+    "SQLITE_TOOBIG": "54000",
 }
 
 # Where the SQLSTATE that the server sends says less: 23000 is every constraint, HY000 anything.
@@ -47,6 +54,8 @@ MYSQL = {
     1114: "53100",  # a table is full: its disk, mostly
     1169: "23505",
     1203: "53300",
+    1118: "54000",  # a row is too large
+    1153: "54000",  # a statement is larger than max_allowed_packet
     1205: "55P03",  # lock wait timeout
     1206: "53200",  # the lock table is full
     1213: "40P01",  # deadlock
@@ -63,6 +72,7 @@ MYSQL = {
     1365: "22012",
     1366: "22000",
     1406: "22001",
+    1436: "54001",  # the stack is too small for the statement
     1451: "23503",
     1452: "23503",
     1557: "23505",
@@ -91,6 +101,8 @@ class Answer:
     detail: str
 
 
+STALE = Answer(503, "the tables have just changed; try again")
+
 ANSWERS = {
     "22": Answer(422, "a value is out of range or has a wrong form"),
     "23502": Answer(422, "a value is missing"),
@@ -117,6 +129,22 @@ def is_retryable(code: str | None) -> bool:
     return code in {"40001", "40P01"}
 
 
+def is_stale(error: BaseException) -> bool:
+    """Whether a statement was prepared before a migration changed what it is about.
+
+    Nothing was done, and SQLAlchemy forgets what it has prepared: asked again, it succeeds.
+    """
+    error = getattr(error, "orig", None) or error
+    if type(error).__name__ == "InvalidCachedStatementError":
+        return True
+    return sqlstate(error) == "XX000" and "cache lookup failed" in str(error)
+
+
+def may_succeed_again(error: BaseException) -> bool:
+    """Whether the same work, begun again, may succeed."""
+    return is_retryable(sqlstate(error)) or is_stale(error)
+
+
 def sqlstate(error: BaseException | None) -> str | None:
     """Return the SQLSTATE of a driver's error, however deep it is wrapped."""
     unknown = "22000" if isinstance(error, DataError) else None
@@ -125,13 +153,21 @@ def sqlstate(error: BaseException | None) -> str | None:
         if type(error).__module__ == "asyncmy.errors":
             return mysql_sqlstate(error.args[0], code)
         if isinstance(code, str):
-            return code
+            return code if code != "XX000" else limit_of(error) or code
         name = getattr(error, "sqlite_errorname", None)
         if isinstance(name, str):
             # Extended names add to the basic one: SQLITE_BUSY_SNAPSHOT.
-            return next((SQLITE[key] for key in SQLITE if name.startswith(key)), None)
+            known = (SQLITE[key] for key in SQLITE if name.startswith(key))
+            return next(known, None) or limit_of(error)
+        unknown = unknown or limit_of(error)
         error = getattr(error, "orig", None) or error.__cause__
     return unknown
+
+
+def limit_of(error: BaseException) -> str | None:
+    """Return the SQLSTATE of a limit that only the message names."""
+    said = str(error)
+    return next((code for text, code in LIMITS.items() if text in said), None)
 
 
 def mysql_sqlstate(number: int | str, code: str | None) -> str | None:
