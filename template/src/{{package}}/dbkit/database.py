@@ -23,10 +23,10 @@ from .engine import create_engine, hosts
 from .errors import NotOpen, ReadOnly, Unreachable
 from .health import Probe
 from .pool import FairPool
-from .readers import AUTOCOMMIT, Parameters, Reader, run_alone
+from .readers import AUTOCOMMIT, Parameters, Reader, refuse_text, run_alone
 from .replicas import History, PrimaryProbe, ReplicaProbe, ReplicaReader, note_commit
 from .settings import DatabaseSettings, Declared, environment, origins, read_settings
-from .sqlstates import is_retryable, sqlstate
+from .sqlstates import may_succeed_again
 from .telemetry import record_times
 from .urls import Dialect
 from .usage import SHOWN_HOLDERS
@@ -253,6 +253,7 @@ class Database:
         """
         if self.replica_of is not None:
             raise ReadOnly(self.name, "execute what may write", self.replica_of.name)
+        refuse_text(statement)
         engine = self.engine.sync_engine
         result = await greenlet_spawn(run_alone, engine, statement, params, shield)
         if self.replicas:
@@ -283,7 +284,8 @@ class Database:
     ) -> Result:
         """Run `work` in a transaction; again, from its beginning, if another one was in its way.
 
-        That is a serialization failure or a deadlock, `attempts` times in all. `work` may have
+        That is a serialization failure, a deadlock, or a migration of the tables that it uses;
+        `attempts` times in all. `work` may have
         no effects but those in the session. Once COMMIT was sent there is no second attempt:
         whether it arrived is not known.
         """
@@ -296,7 +298,7 @@ class Database:
                     commit_sent = True
                 return result  # noqa: TRY300 -- the commit above belongs in the try
             except DBAPIError as error:
-                if commit_sent or attempt == attempts or not is_retryable(sqlstate(error)):
+                if commit_sent or attempt == attempts or not may_succeed_again(error):
                     raise
             # Both sides of a conflict try again, but not in the same moment.
             await asyncio.sleep(random.uniform(0, RETRY_DELAY * 2**attempt))  # noqa: S311 -- no secret

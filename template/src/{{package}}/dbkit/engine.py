@@ -5,6 +5,7 @@ import logging
 import random
 import socket
 import sqlite3
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from threading import Thread
@@ -20,12 +21,13 @@ from sqlalchemy.util import await_only
 from . import mysql
 from .credentials import REFUSED, TLS_PARAMETERS, Credentials, tls
 from .errors import Unreachable
-from .failures import schema_differs
+from .failures import driver_error, schema_differs
+from .lines import raising_lines
 from .metadata import NoTimeZone
 from .pgbouncer import behind_pgbouncer
 from .pool import FairPool
 from .settings import DatabaseSettings
-from .sqlstates import DISCONNECTED, READ_ONLY, UNKNOWN_STATEMENT, sqlstate
+from .sqlstates import BUGS, DISCONNECTED, READ_ONLY, UNKNOWN_STATEMENT, sqlstate
 from .urls import shown
 from .usage import time_statements
 
@@ -82,7 +84,6 @@ def create_engine(
     if pooled:
         arguments = {"settings": settings, "env_prefix": prefix, "pool_logging_name": name}
         pool = {"poolclass": poolclass, **arguments}
-    credentials = Credentials(settings.password, settings.password_file)
     engine = create_async_engine(
         settings.url.difference_update_query(TLS_PARAMETERS),
         connect_args=connect_args(name, settings, read_only=read_only),
@@ -92,21 +93,7 @@ def create_engine(
         **pool,
     )
 
-    @event.listens_for(engine.sync_engine, "do_connect")
-    def connect(dialect: Any, _record: object, args: Any, kwargs: Any) -> DBAPIConnection:
-        try:
-            password = credentials.ask()
-            secret = {} if password is None else {"password": password}
-            arguments = {**shuffle_hosts(kwargs), **secret}
-            connection = connect_by(dialect, args, arguments, settings.connect_timeout)
-        except Exception as error:
-            credentials.note_failure(sqlstate(error))
-            said = unreachable(prefix, settings, error)
-            raise Unreachable(name, said, cause=error) from error
-        if credentials.note_success(password) and isinstance(engine.pool, FairPool):
-            logger.info("%s: the password has changed; connections are replaced", name)
-            engine.pool.retire(within=ROTATION)
-        return connection
+    replace_connect(engine, name, prefix, settings)
 
     @event.listens_for(engine.sync_engine, "handle_error")
     def note_error(context: ExceptionContext) -> Exception | None:
@@ -127,14 +114,49 @@ def create_engine(
     return engine
 
 
-def connect_by(dialect: Any, args: Any, arguments: Any, timeout: float) -> DBAPIConnection:
+def replace_connect(
+    engine: AsyncEngine, name: str, prefix: str, settings: DatabaseSettings
+) -> None:
+    """Connect with the password as it is now, and say why if that fails.
+
+    Not by the event `do_connect`, so that a service's own listeners are called, before this.
+    """
+    credentials = Credentials(settings.password, settings.password_file)
+    dialect: Any = engine.dialect  # As SQLAlchemy types its methods, they could not be replaced.
+    connect_as_driver = dialect.connect
+
+    def connect(*args: Any, **kwargs: Any) -> DBAPIConnection:
+        try:
+            password = credentials.ask()
+            secret = {} if password is None else {"password": password}
+            arguments = {**shuffle_hosts(kwargs), **secret}
+            timeout = settings.connect_timeout
+            connection = connect_by(connect_as_driver, dialect.name, args, arguments, timeout)
+        except Exception as error:
+            credentials.note_failure(sqlstate(error))
+            if isinstance(error, BUGS) and raising_lines(error):
+                raise  # By code of the service, as of a password: no outage.
+            said = unreachable(prefix, settings, error)
+            raise Unreachable(name, said, cause=error) from error
+        if isinstance(engine.pool, FairPool):
+            engine.pool.note_opened(connection)
+            if credentials.note_success(password):
+                logger.info("%s: the password has changed; connections are replaced", name)
+                engine.pool.retire(within=ROTATION)
+        return connection
+
+    dialect.connect = connect
+
+
+def connect_by(
+    connect: Callable[..., DBAPIConnection], dialect: str, args: Any, arguments: Any, timeout: float
+) -> DBAPIConnection:
     """Connect as the driver does it, and set what it leaves off."""
-    connection: DBAPIConnection
-    if dialect.name == "mysql":
-        connection = await_only(mysql.connect_within(timeout, dialect, arguments))
+    if dialect == "mysql":
+        connection = await_only(mysql.connect_within(timeout, connect, arguments))
     else:
-        connection = dialect.connect(*args, **arguments)
-    if dialect.name == "sqlite":
+        connection = connect(*args, **arguments)
+    if dialect == "sqlite":
         prepare_sqlite(connection)
     else:
         keep_alive(connection)
@@ -156,8 +178,9 @@ def handle_error(name: str, context: ExceptionContext, *, read_only: bool) -> Ex
         return wrong
     if sqlstate(error) == READ_ONLY and read_only:
         return None  # A write to a replica is its caller's mistake.
-    if sqlstate(error) in DISCONNECTED:
-        context.is_disconnect = True
+    outdated = type(driver_error(error)).__name__ == "OutdatedSchemaCacheError"
+    if outdated or sqlstate(error) in DISCONNECTED:
+        context.is_disconnect = True  # asyncpg would go on by types that are no longer so.
     if (
         sqlstate(error) == READ_ONLY
         and context.engine

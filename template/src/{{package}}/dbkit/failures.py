@@ -7,7 +7,7 @@ duplicate ("Duplicate entry 'x' for key"), and in what asyncpg says of an argume
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Enum
 from sqlalchemy.engine.interfaces import ExceptionContext
@@ -28,13 +28,11 @@ NAMES_ONLY = {
 }
 """Errors of MariaDB and MySQL that quote nothing but names."""
 ARGUMENT = re.compile(r"invalid input for query argument \$(\d+)")
-MYSQL_NAMES = {
-    "constraint": re.compile(r"for key '([^']*)'|CONSTRAINT [`']([^`']*)|constraint '([^']*)'"),
-    "table": re.compile(
-        r"fails \(`[^`]*`\.`([^`]*)`|for `[^`]*`\.`([^`]*)`|Table '[^'.]*\.([^']*)'"
-    ),
-    "column": re.compile(r"(?:[Cc]olumn|Field) '([^']*)'|for column `[^`]*`\.`[^`]*`\.`([^`]*)`"),
-}
+MYSQL_CONSTRAINT = re.compile(r"for key '([^']*)'|CONSTRAINT [`']([^`']*)|constraint '([^']*)'")
+MYSQL_TABLE = re.compile(
+    r"fails \(`[^`]*`\.`([^`]*)`|for `[^`]*`\.`([^`]*)`|Table '[^'.]*\.([^']*)'"
+)
+MYSQL_COLUMN = re.compile(r"(?:[Cc]olumn|Field) '([^']*)'|for column `[^`]*`\.`[^`]*`\.`([^`]*)`")
 NAMES_TYPES = (TypeError, AttributeError, OverflowError, NoTimeZone)
 """Exceptions of Python and ours whose messages name types, and no values."""
 SQLITE_FAILED = re.compile(r"([A-Z ]+) constraint failed: (.+)", re.DOTALL)
@@ -67,7 +65,7 @@ def driver_error(error: BaseException) -> BaseException:
     """Return what the driver raised."""
     while isinstance(error, StatementError) and error.orig is not None:
         error = error.orig
-    return error.driver_exception if isinstance(error, EmulatedDBAPIException) else error
+    return error.__cause__ or error if isinstance(error, EmulatedDBAPIException) else error
 
 
 def failure_of(error: BaseException) -> Failure:
@@ -103,9 +101,9 @@ def of_asyncpg(code: str | None, error: Any) -> Failure:
 
 def of_asyncmy(code: str | None, error: Any) -> Failure:
     """Read what MariaDB or MySQL said."""
-    number, said = error.args if len(error.args) == 2 else ("", error)  # noqa: PLR2004
-    said = str(said)
-    names = {name: last_group(pattern, said) for name, pattern in MYSQL_NAMES.items()}
+    number, *rest = error.args  # The driver's own errors, as of NaN, have no number.
+    said = all_said = str(rest[0] if rest else number)
+    number = number if rest else ""
     value = None
     if number not in NAMES_ONLY:
         if quoted := VALUE.search(said):
@@ -113,7 +111,14 @@ def of_asyncmy(code: str | None, error: Any) -> Failure:
             said = VALUE.sub(rf"\1 {HIDDEN}", said)
         else:
             said = QUOTED.sub(HIDDEN, said)
-    return Failure(code, f"{number} {said}".strip(), **names, value=value)
+    return Failure(
+        code,
+        f"{number} {said}".strip(),
+        constraint=last_group(MYSQL_CONSTRAINT, all_said),
+        table=last_group(MYSQL_TABLE, all_said),
+        column=last_group(MYSQL_COLUMN, all_said),
+        value=value,
+    )
 
 
 def of_sqlite(code: str | None, error: Any) -> Failure:
@@ -190,6 +195,6 @@ def schema_differs(context: ExceptionContext) -> bool:
 
 def parameters_of(params: Any) -> Iterator[Any]:
     """Yield the values of a statement's parameters, of one execution or of many."""
-    rows: Iterable[Any] = params if isinstance(params, list) else [params or ()]
+    rows = cast("list[Any]", params if isinstance(params, list) else [params or ()])
     for row in rows:
-        yield from row.values() if isinstance(row, Mapping) else row
+        yield from cast("Iterable[Any]", row.values() if isinstance(row, Mapping) else row)

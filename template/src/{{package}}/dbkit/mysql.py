@@ -34,11 +34,13 @@ def connect_args(label: str, settings: DatabaseSettings, fence: float | None) ->
     }
 
 
-async def connect_within(seconds: float, dialect: Any, arguments: Any) -> DBAPIConnection:
+async def connect_within(
+    seconds: float, connect: Callable[..., DBAPIConnection], arguments: Any
+) -> DBAPIConnection:
     """Connect and authenticate in time; asyncmy's own timeout covers the socket alone."""
     password = str(arguments.get("password", "")).encode()  # A str it would send as Latin-1.
     async with asyncio.timeout(seconds):
-        return await greenlet_spawn(dialect.connect, **arguments | {"password": password})
+        return await greenlet_spawn(connect, **arguments | {"password": password})
 
 
 def session_settings(settings: DatabaseSettings) -> str:

@@ -8,9 +8,11 @@ start one for each of their methods.
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, overload
 
 from sqlalchemy import Engine, Executable, Result, ScalarResult, TableClause, TextClause
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncResult, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.interfaces import ORMOption
@@ -20,14 +22,18 @@ from sqlalchemy.sql.selectable import TypedReturnsRows
 from sqlalchemy.util import greenlet_spawn
 
 from .errors import ReadOnly
+from .sqlstates import is_stale
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+P = ParamSpec("P")
 
 Parameters = Mapping[str, Any]
 
 # Set on each connection: an engine of its own would not see listeners that are added later.
 AUTOCOMMIT: Mapping[str, Any] = {"isolation_level": "AUTOCOMMIT"}
+LONGEST_SHOWN = 60
+"""Characters of a statement that a message shows."""
 WRITES = re.compile(r"\s*(insert|update|delete|merge|create|alter|drop|truncate)\b", re.IGNORECASE)
 
 
@@ -125,9 +131,18 @@ class Reader:
         options = {"postgresql_readonly": True} if is_postgresql else AUTOCOMMIT
         async with AsyncSession(self._source()) as session:
             await session.connection(execution_options=options)
-            yield await session.stream(statement, params)
+            try:
+                result = await session.stream(statement, params)
+            except DBAPIError as error:
+                if not is_stale(error):
+                    raise
+                await session.rollback()
+                await session.connection(execution_options=options)
+                result = await session.stream(statement, params)
+            yield result
 
     def _refuse_writes(self, statement: Any) -> None:
+        refuse_text(statement)
         if isinstance(statement, TextClause):
             if found := WRITES.match(statement.text):
                 raise ReadOnly(self._name, found[1].lower(), self._writer)
@@ -145,6 +160,22 @@ class Reader:
             raise AttributeError(f"a Reader has no attribute {name!r}")
 
 
+def asked_again(ask: Callable[P, T]) -> Callable[P, T]:
+    """Ask once more what was prepared before a migration changed its tables: nothing was done."""
+
+    @wraps(ask)
+    def asked(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return ask(*args, **kwargs)
+        except DBAPIError as error:
+            if not is_stale(error):
+                raise
+        return ask(*args, **kwargs)
+
+    return asked
+
+
+@asked_again
 def run_alone(
     engine: Engine,
     statement: Executable,
@@ -166,11 +197,21 @@ def run_alone(
         return session.execute(statement, params, execution_options={"prebuffer_rows": True})
 
 
+@asked_again
 def get_alone(engine: Engine, entity: Any, ident: Any, options: Sequence[ORMOption]) -> Any:
     """Get an object in AUTOCOMMIT, in a greenlet."""
     with Session(engine) as session:
         session.connection(execution_options=AUTOCOMMIT)
         return session.get(entity, ident, options=options)
+
+
+def refuse_text(statement: Any) -> None:
+    """Refuse a plain string, as SQLAlchemy does."""
+    if isinstance(statement, str):
+        shown = statement if len(statement) <= LONGEST_SHOWN else f"{statement[:LONGEST_SHOWN]}..."
+        raise ArgumentError(
+            f"Textual SQL expression {shown!r} should be explicitly declared as text({shown!r})"
+        )
 
 
 def is_plain(statement: Any) -> bool:

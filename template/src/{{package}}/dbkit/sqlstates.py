@@ -93,6 +93,13 @@ MYSQL_CLIENT = range(2000, 3000)
 """Numbers that the driver gives, not the server: no answer came."""
 
 
+BUGS = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError),
+    *(NameError, NotImplementedError, TypeError, ValueError),
+)
+"""What a mistake in Python raises."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a client is told about an error of the database."""
@@ -127,6 +134,11 @@ ANSWERS = {
 def is_retryable(code: str | None) -> bool:
     """Whether another transaction was in the way: the same work, begun again, may succeed."""
     return code in {"40001", "40P01"}
+
+
+def is_bug(error: BaseException) -> bool:
+    """Whether what a connect raised is a mistake: in Python, or in a statement that it ran."""
+    return isinstance(error, BUGS) or (sqlstate(error) or "")[:2] in {"22", "42"}
 
 
 def is_stale(error: BaseException) -> bool:

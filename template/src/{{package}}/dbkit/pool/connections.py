@@ -13,16 +13,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
-from typing import cast
+from typing import Any, cast
 
 from sqlalchemy import Dialect
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import greenlet_spawn
 
-from ..errors import Unreachable
+from ..errors import DatabaseError, Unreachable
 from ..settings import DatabaseSettings
-from ..sqlstates import sqlstate
+from ..sqlstates import is_bug, sqlstate
 from ..usage import Usage
 from .background import Background
 from .breaker import Breaker
@@ -54,6 +54,8 @@ class Hooks:
     """Close: in a greenlet by asking the server first, elsewhere by cutting the socket."""
     ready: Callable[[Slot], None]
     """Take a connection that has been opened, or proved alive."""
+    failed: Callable[[Exception], None]
+    """Tell a waiter that connecting has failed by a mistake, which no server can mend."""
     changed: Callable[[], None]
     """Look after the waiters: a connection, or an attempt to get one, came or went."""
 
@@ -79,6 +81,10 @@ class Connections:
         self._pinging: set[Slot] = set()
         self.closing: set[Slot] = set()
         """They still count towards the limit."""
+        self.bug: Exception | None = None
+        """What code of the service raised at the last attempt to connect, if it did."""
+        self.opened: dict[asyncio.Task[Any] | None, DBAPIConnection] = {}
+        """What the driver has opened for attempts that are under way."""
         self.connects: set[asyncio.Task[None]] = set()
         """Attempts to connect that are under way."""
         self._background = background
@@ -145,7 +151,8 @@ class Connections:
     def refill_later(self) -> None:
         """Replace what was lost, when nobody waits for it."""
         if self.kept and len(self.slots) < self.min_ready:
-            self._background.later("refill", SHORTEST_REST, self.refill)
+            rest = SHORTEST_REST if self.bug is None else LONGEST_REST
+            self._background.later("refill", rest, self.refill)
 
     # Opening
 
@@ -168,6 +175,10 @@ class Connections:
             self._note_failure(error)
         finally:
             self.connects.discard(task)
+            opened = self.opened.pop(task, None)
+            if record is None and opened is not None:  # A listener has failed.
+                with suppress(Exception):
+                    self._hooks.dialect().do_terminate(opened)
             if record:
                 self.counters.connects += 1
                 seconds = monotonic() - began
@@ -192,6 +203,13 @@ class Connections:
     def _note_failure(self, error: Exception) -> None:
         now = monotonic()
         self.counters.connect_errors += 1
+        if is_bug(error) and not isinstance(error, DatabaseError):
+            if self.bug is None:
+                name = self._background.name
+                logger.error("%s: a new connection failed in the service", name, exc_info=error)
+            self.bug = error
+            self._hooks.failed(error)
+            return
         error = explain(error, self.settings.connect_timeout)
         if self.breaker.fail(error, now):
             name, said = self._background.name, f"{type(error).__name__}: {error}"
@@ -204,6 +222,7 @@ class Connections:
 
     def _note_answer(self) -> None:
         away = monotonic() - self.breaker.opened_at
+        self.bug = None
         if self.breaker.succeed():
             logger.warning("%s: reachable again, after %.1f s", self._background.name, away)
 

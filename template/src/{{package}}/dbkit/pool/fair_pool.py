@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any, cast
 
 from sqlalchemy import Dialect, exc
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
@@ -56,6 +57,7 @@ class FairPool(Pool):
                 create=self._create_connection,
                 hang_up=self._hang_up,
                 ready=self._ready,
+                failed=self._failed,
                 changed=self._settle,
             ),
         )
@@ -265,6 +267,10 @@ class FairPool(Pool):
         uses = [use for record in tuple(self._slots) if (use := use_of(record)) is not None]
         return sorted(uses, key=lambda use: use.since)
 
+    def note_opened(self, connection: DBAPIConnection) -> None:
+        """Note what the driver has opened, to be closed if a `connect` listener fails."""
+        self._connections.opened[current_task()] = connection
+
     def suspect(self) -> None:
         """Ping every connection before it is used again: one has just failed somebody.
 
@@ -324,7 +330,12 @@ class FairPool(Pool):
         self._background.attach()
         self._connections.min_ready = wanted = min(min_ready, self.settings.pool_size)
         self._connections.refill()
-        await self._background.until(lambda: len(self._slots) >= wanted, deadline)
+        connections = self._connections
+        await self._background.until(
+            lambda: len(self._slots) >= wanted or connections.bug is not None, deadline
+        )
+        if connections.bug is not None:
+            raise connections.bug
         if len(self._slots) < wanted:
             raise self._refusals.unreachable(monotonic())
         return len(self._slots)
@@ -397,6 +408,11 @@ class FairPool(Pool):
         if not self._is_crowded(self._connections.in_use - 1):
             self._queue.excuse(monotonic())
         self._offer(slot)
+
+    def _failed(self, error: Exception) -> None:
+        """Tell the oldest waiter what code of the service raised while it connected."""
+        if waiter := self._queue.serve(monotonic()):
+            waiter.future.set_exception(error)
 
     def _is_crowded(self, in_use: int) -> bool:
         """Whether callers wait for each other, rather than for the server to answer one of us."""
