@@ -44,6 +44,13 @@ for line in sys.argv[1:]:
     code = os.waitstatus_to_exitcode(os.wait()[1])
     print(line, "ended with", code, file=sys.stderr, flush=True)
 """
+# What a command has imported when it ends.
+IMPORTS = """
+import atexit, runpy, sys
+atexit.register(lambda: print(*sys.modules, sep="\\n", file=sys.stderr))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 MISTAKES = {
     "check --database nope": "no database nope; there is primary, audit",
     "migrate --to 0001": "a revision belongs to one database: name it with --database",
@@ -103,6 +110,18 @@ class Service:
         for text in (done.stdout, done.stderr):
             assert "s3cret" not in text
         return Done(done.returncode, done.stdout, done.stderr)
+
+    def imports(self, *arguments: str) -> set[str]:
+        """Run a command; return the modules that it has imported."""
+        done = subprocess.run(
+            [sys.executable, "-c", IMPORTS, str(self.path / "manage.py"), *arguments],
+            env=self.environment | self.variables,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        return set(done.stderr.splitlines())
 
     def refused(self, *arguments: str, production: bool = False, **variables: str) -> str:
         """Run a command that ends with a message, and without a traceback."""
@@ -379,6 +398,51 @@ def test_dbshell_reads_sql_from_its_input_on_mariadb(render: Renderer, mariadb: 
 
     assert (done.code, done.err) == (0, "")
     assert f"42\t{url.database}" in done.out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["migrate", "--help"], ["pools", "--help"]])
+def test_help_imports_no_library_but_its_own(service: Service, arguments: list[str]) -> None:
+    imported = service.imports(*arguments)
+
+    assert "typer" in imported
+    assert not imported & {"alembic", "fastapi", "sqlalchemy", "starlette", "uvicorn"}
+    assert not imported & {"orders.databases", "orders.main"}
+
+
+def test_migrate_imports_nothing_of_development_and_tests(service: Service) -> None:
+    imported = service.imports("migrate", "--database", "audit")
+
+    assert {"orders.main", "alembic"} <= imported
+    assert not imported & {"pytest", "uvicorn", "watchfiles", "orders.dbkit.testing"}
+    assert not imported & {f"orders.dbkit.{name}" for name in ("checks", "embedded", "reloading")}
+
+
+def test_databases_may_be_given_to_manage_as_they_are(service: Service) -> None:
+    text = (service.path / "manage.py").read_text()
+    named = '"orders.databases:databases"'
+    assert named in text
+    own = text.replace(named, "databases").replace(
+        "\ncli = ",
+        """
+from orders.databases import databases
+
+cli = """,
+    )
+    (service.path / "manage.py").write_text(
+        own.replace(
+            "\nif __name__",
+            """
+@cli.command()
+def count() -> None:
+    print(len(databases))
+
+
+if __name__""",
+        )
+    )
+
+    assert service.manage("count").out == "2\n"
+    assert service.manage("migrate", "--database", "audit").code == 0
 
 
 def test_a_port_that_is_taken_is_a_sentence(service: Service) -> None:

@@ -4,25 +4,29 @@ The template's: `copier update` brings fixes, so change nothing in this package.
 are declared in `databases/`.
 """
 
-from .app import install
-from .database import Database
-from .databases import Databases
-from .dependencies import reader_from, session_from
-from .errors import (
-    DatabaseError,
-    NotConfigured,
-    NotOpen,
-    PoolClosed,
-    PoolOverloaded,
-    PoolTimeout,
-    ReadOnly,
-    Unreachable,
-)
-from .exception_handlers import DATABASE_RESPONSES, Problem, problem
-from .metadata import NAMING_CONVENTION, TYPES
-from .readers import Reader
-from .settings import DatabaseSettings
-from .usage import Holder
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .app import install
+    from .database import Database
+    from .databases import Databases
+    from .dependencies import reader_from, session_from
+    from .errors import (
+        DatabaseError,
+        NotConfigured,
+        NotOpen,
+        PoolClosed,
+        PoolOverloaded,
+        PoolTimeout,
+        ReadOnly,
+        Unreachable,
+    )
+    from .exception_handlers import DATABASE_RESPONSES, Problem, problem
+    from .metadata import NAMING_CONVENTION, TYPES
+    from .readers import Reader
+    from .settings import DatabaseSettings
+    from .usage import Holder
 
 __all__ = [
     "DATABASE_RESPONSES",
@@ -47,3 +51,35 @@ __all__ = [
     "reader_from",
     "session_from",
 ]
+
+_MODULES = {
+    "install": "app",
+    "Database": "database",
+    "Databases": "databases",
+    "reader_from": "dependencies",
+    "session_from": "dependencies",
+    "DatabaseError": "errors",
+    "NotConfigured": "errors",
+    "NotOpen": "errors",
+    "PoolClosed": "errors",
+    "PoolOverloaded": "errors",
+    "PoolTimeout": "errors",
+    "ReadOnly": "errors",
+    "Unreachable": "errors",
+    "DATABASE_RESPONSES": "exception_handlers",
+    "Problem": "exception_handlers",
+    "problem": "exception_handlers",
+    "NAMING_CONVENTION": "metadata",
+    "TYPES": "metadata",
+    "Reader": "readers",
+    "DatabaseSettings": "settings",
+    "Holder": "usage",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for, and nothing else: `manage.py --help` asks for none of it."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    return value

@@ -1,34 +1,28 @@
-"""The commands of `manage.py`."""
+"""The commands of `manage.py`. Each imports what it needs when it runs: `--help` is quick."""
 
+# ruff: noqa: PLC0415 -- see above
 import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
-import uvicorn
-from alembic.util import CommandError
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.util import greenlet_spawn
 
-from . import checks, migrations, pools_commands, reloading
-from . import inspectdb as inspection
-from .credentials import Credentials
-from .database import Database
-from .databases import Databases
-from .development import development_servers, has_url
-from .errors import DatabaseError
-from .page.access import DEVELOPMENT, LOOPBACK
-from .service_settings import read_service_settings
-from .settings import environment
-from .shells import SHELLS
+from . import pools_commands
+
+if TYPE_CHECKING:
+    from sqlalchemy.exc import DBAPIError
+
+    from .checks import Finding
+    from .database import Database
+    from .databases import Databases
 
 HALF_WAY = """
   MySQL and MariaDB cannot roll a change of the schema back: what the migration did before stays.
@@ -36,15 +30,23 @@ HALF_WAY = """
   2. Undo it by hand, and run `manage.py migrate` again once the migration is right."""
 
 
-@dataclass(frozen=True, slots=True)
 class Service:
     """What the commands work on."""
 
-    databases: Databases
-    app: str
-    root: Path
+    def __init__(self, databases: "Databases | str", app: str, root: Path) -> None:
+        self._databases = databases
+        self.app = app
+        self.root = root
 
-    def selected(self, name: str | None) -> list[Database]:
+    @cached_property
+    def databases(self) -> "Databases":
+        """The databases, imported if they are only named."""
+        if isinstance(self._databases, str):
+            module, _, attribute = self._databases.partition(":")
+            return getattr(import_module(module), attribute)
+        return self._databases
+
+    def selected(self, name: str | None) -> "list[Database]":
         """Return the named database, or all."""
         if name is None:
             return list(self.databases.values())
@@ -52,7 +54,7 @@ class Service:
             sys.exit(f"no database {name}; there is {', '.join(self.databases)}")
         return [self.databases[name]]
 
-    def migrated(self, name: str | None) -> list[Database]:
+    def migrated(self, name: str | None) -> "list[Database]":
         """Return the named database, or all, whose schema is ours; with its tables known."""
         chosen = [database for database in self.selected(name) if database.base]
         if name and (primary := self.databases[name].replica_of):
@@ -74,19 +76,36 @@ class Commands(typer.Typer):
         """Run one command."""
         try:
             return super().__call__(*args, **kwargs)
-        except (DatabaseError, CommandError) as error:
-            sys.exit(str(error))
-        except DBAPIError as error:
-            sys.exit(first_line(error))
-        except (PermissionError, FileExistsError) as error:
-            sys.exit(f"{error.filename}: {error.strerror}")
+        except Exception as error:
+            if message := message_of(error):
+                sys.exit(message)
+            raise
 
 
-def manage(databases: Databases, *, app: str, root: Path) -> typer.Typer:
+def message_of(error: Exception) -> str:
+    """Say what went wrong, if it is what a person can cause; nothing if it is a bug."""
+    from alembic.util import CommandError
+    from sqlalchemy.exc import DBAPIError
+
+    from .errors import DatabaseError
+
+    match error:
+        case DatabaseError() | CommandError():
+            return str(error)
+        case DBAPIError():
+            return first_line(error)
+        case PermissionError() | FileExistsError():
+            return f"{error.filename}: {error.strerror}"
+        case _:
+            return ""
+
+
+def manage(databases: "Databases | str", *, app: str, root: Path) -> typer.Typer:
     """Build the command line of the service whose application is `app` (`module:attribute`).
 
-    Commands work in the folder `root`, wherever they are called from. Add your own with
-    `@cli.command()`.
+    Named in the same way, `databases` are imported by the commands that need them, and not by
+    `--help`. Commands work in the folder `root`, wherever they are called from. Add your own
+    with `@cli.command()`.
     """
     service = Service(databases, app, root.resolve())
     cli = Commands(
@@ -132,11 +151,16 @@ def check(
 
     Each finding has a stable id and says what to do. The exit code is 1 if one fails the check.
     """
+    from . import checks
+    from .development import development_servers
+    from .service_settings import read_service_settings
+    from .settings import environment
+
     service: Service = context.obj
     chosen = service.selected(database)
     import_module(service.app.partition(":")[0])
 
-    async def collect() -> list[checks.Finding]:
+    async def collect() -> "list[Finding]":
         return [finding async for finding in checks.check(chosen, deploy=deploy)]
 
     with development_servers(chosen):
@@ -171,6 +195,9 @@ def migrate(
 
     With --sql, `--to 0001:head` prints the way from one revision to another.
     """
+    from . import migrations
+    from .development import development_servers
+
     if sql and fake:
         sys.exit("--sql prints what would be run, and --fake runs nothing: choose one")
     service: Service = context.obj
@@ -189,8 +216,12 @@ def migrate(
                 apply(each, to)
 
 
-def apply(database: Database, to: str = "head") -> None:
+def apply(database: "Database", to: str = "head") -> None:
     """Migrate one database, and say each step."""
+    from sqlalchemy.exc import DBAPIError
+
+    from . import migrations
+    from .errors import DatabaseError
 
     def say(step: str) -> None:
         typer.echo(f"{database.name}: {step}")
@@ -217,6 +248,9 @@ def makemigrations(
     ] = False,
 ) -> None:
     """Write the migrations that the models ask for."""
+    from . import migrations
+    from .development import development_servers
+
     service: Service = context.obj
     chosen = service.migrated(database)
     if empty and len(chosen) > 1:
@@ -229,6 +263,9 @@ def makemigrations(
 
 def showmigrations(context: typer.Context, database: DatabaseOption = None) -> None:
     """List the migrations, and which of them are applied."""
+    from . import migrations
+    from .development import development_servers
+
     service: Service = context.obj
     chosen = service.migrated(database)
     with development_servers(chosen):
@@ -249,6 +286,9 @@ def inspectdb(
     ] = None,
 ) -> None:
     """Print models for the tables that a database has."""
+    from . import inspectdb as inspection
+    from .development import development_servers
+
     service: Service = context.obj
     (chosen,) = service.selected(database)
     with development_servers([chosen]):
@@ -260,6 +300,12 @@ def dbshell(context: typer.Context, database: DatabaseOption = None) -> None:
 
     Without --database, that of the first.
     """
+    from sqlalchemy.util import greenlet_spawn
+
+    from .credentials import Credentials
+    from .development import development_servers
+    from .shells import SHELLS
+
     service: Service = context.obj
     chosen = service.selected(database)[0]
     with development_servers([chosen]):
@@ -286,6 +332,13 @@ def runserver(
     with the development dependencies, MariaDB has to be installed; they keep their data in
     .postgres/ and .mariadb/, and stop with the service. In production, run uvicorn itself.
     """
+    import uvicorn
+
+    from . import reloading
+    from .development import development_servers, has_url
+    from .page.access import DEVELOPMENT, LOOPBACK
+    from .settings import environment
+
     service: Service = context.obj
     migrated = service.migrated(None)
     local = [each for each in migrated if not has_url(each)]
@@ -311,8 +364,14 @@ def runserver(
             uvicorn.run(service.app, host=host, port=port)
 
 
-def tell_pending(database: Database) -> None:
+def tell_pending(database: "Database") -> None:
     """Say that a database lacks migrations, which only its owner applies."""
+    from alembic.util import CommandError
+    from sqlalchemy.exc import DBAPIError
+
+    from . import migrations
+    from .errors import DatabaseError
+
     try:
         pending = any(not each.applied for each in asyncio.run(migrations.history(database)))
     except (DatabaseError, DBAPIError):
@@ -342,6 +401,6 @@ def must_be_free(host: str, port: int) -> None:
         sys.exit(f"cannot listen on {host}:{port}: {reason}; choose another with --port or --host")
 
 
-def first_line(error: DBAPIError) -> str:
+def first_line(error: "DBAPIError") -> str:
     """Say what the server said, without the statement."""
     return str(error.orig).partition("\n")[0]

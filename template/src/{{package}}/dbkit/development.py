@@ -6,15 +6,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .database import Database
-from .embedded import EmbeddedMariadb, EmbeddedPostgres, EmbeddedServer
 from .errors import EmbeddedFailed, NotConfigured
 from .settings import environment
 from .urls import EXAMPLES, Dialect
-
-EMBEDDED: dict[Dialect, type[EmbeddedServer]] = {
-    "postgresql": EmbeddedPostgres,
-    "mysql": EmbeddedMariadb,
-}
 
 
 def has_url(database: Database) -> bool:
@@ -35,8 +29,13 @@ def development_servers(databases: Iterable[Database]) -> Generator[None]:
     """
     missing: dict[Dialect, list[Database]] = {}
     for database in databases:
-        if database.dialect in EMBEDDED and not database.replica_of and not has_url(database):
+        if database.dialect != "sqlite" and not database.replica_of and not has_url(database):
             missing.setdefault(database.dialect, []).append(database)
+    if not missing:  # As in production, which has no use for what starts servers.
+        yield
+        return
+    from .embedded import EMBEDDED  # noqa: PLC0415 -- see above
+
     faults: list[str] = []
     for dialect, theirs in missing.items():
         try:

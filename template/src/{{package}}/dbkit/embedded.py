@@ -29,6 +29,7 @@ from sqlalchemy import URL
 
 from .errors import EmbeddedFailed
 from .programs import find_program, how_to_install
+from .urls import Dialect
 
 if sys.platform != "win32":
     import fcntl
@@ -299,6 +300,12 @@ class EmbeddedMariadb(EmbeddedServer):
                 await engine.dispose()
 
         asyncio.run(create())
+
+
+EMBEDDED: Mapping[Dialect, type[EmbeddedServer]] = {
+    "postgresql": EmbeddedPostgres,
+    "mysql": EmbeddedMariadb,
+}
 
 
 def _environment(**added: str) -> dict[str, str]:

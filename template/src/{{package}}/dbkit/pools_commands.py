@@ -1,5 +1,6 @@
 """The commands `manage.py pools`: what a running service says of its pools, and sizes."""
 
+# ruff: noqa: PLC0415 -- as in commands.py
 import json
 import sys
 import time
@@ -12,11 +13,7 @@ from urllib.request import Request, urlopen
 import typer
 
 from . import sizing
-from .page.advice import measure
-from .service_settings import read_service_settings
-from .settings import environment
 from .sizing import Advice, Load
-from .usage import RouteUse
 
 HERE = "http://127.0.0.1:8000"
 TIMEOUT = 10.0
@@ -91,6 +88,9 @@ def advise(
 
 def measured(url: str, seconds: float) -> dict[str, Load]:
     """Measure the loads of a running service."""
+    from .page.advice import measure
+    from .usage import RouteUse
+
     before = read(url)["samples"][-1]
     time.sleep(seconds)
     state = read(url)
@@ -205,6 +205,9 @@ def percent_of(part: float, whole: float) -> str:
 
 def read(url: str) -> dict[str, Any]:
     """Ask a running service for its state."""
+    from .service_settings import read_service_settings
+    from .settings import environment
+
     if not url.startswith(("http://", "https://")):
         sys.exit(f"{url} is no URL; write it as {HERE}")
     token = read_service_settings(environment()).pools_token
