@@ -1,18 +1,25 @@
 """Programs of the machine: installed when they are missing, where that is possible."""
 
+import fcntl
 import os
 import shutil
+import signal
 import subprocess
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 import pytest
 from dbkit.programs import PACKAGES, Package, how_to_install
 from rendering import ROOT
 
 FOLDERS = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-APT = ["apt-get", "--quiet", "--yes", "--option", "DPkg::Lock::Timeout=300"]
+APT = [
+    *("apt-get", "--quiet", "--yes", "--option=DPkg::Lock::Timeout=300"),
+    "--option=DPkg::Options::=--force-unsafe-io",  # Nobody minds if a crash loses the package.
+]
 
 PROGRAMS = {
     **PACKAGES,
@@ -30,24 +37,44 @@ def find_program(name: str) -> Path:
 
     In CI nothing is skipped: there a program that cannot be had fails the test.
     """
+    said = ""
     if shutil.which(name, path=FOLDERS) is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        install(PROGRAMS[name].apt)
+        said = install(PROGRAMS[name].apt)
     if found := shutil.which(name, path=FOLDERS):
         return Path(found)
-    reason = f"no program {name}: {how_to_install(name, packages=PROGRAMS)}"
+    reason = f"no program {name}: {how_to_install(name, packages=PROGRAMS)}{said}"
     if os.environ.get("CI"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 
 
-def install(package: str) -> None:
-    """Install a package, and start no service of it."""
+def install(package: str) -> str:
+    """Install a package, and start no service of it; return what apt said if it cannot."""
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     install_ = [*APT, "install", "--no-install-recommends", package]
-    for step in (install_, [*APT, "update"], install_):  # The lists may be absent, or too old.
-        done = subprocess.run(step, env=environment, check=False, capture_output=True)
-        if step is install_ and done.returncode == 0:
-            return
+    said = ""
+    with alone():
+        for step in (install_, [*APT, "update"], install_):  # The lists may be absent, or too old.
+            done = subprocess.run(step, env=environment, check=False, capture_output=True)
+            if step is install_ and done.returncode == 0:
+                return ""
+            said = done.stderr.decode(errors="replace").strip()
+    return f"; apt-get: {said.splitlines()[-1]}" if said else ""
+
+
+@contextmanager
+def alone() -> Generator[None]:
+    """Do what takes as long as it takes, in one worker at a time: the test's timeout waits.
+
+    An apt-get that is killed leaves packages half installed, and all later ones are refused.
+    """
+    left, _ = signal.setitimer(signal.ITIMER_REAL, 0)  # By this pytest-timeout counts.
+    try:
+        with (Path(gettempdir()) / "fastapi-pools-apt.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left)
 
 
 @cache
@@ -61,10 +88,11 @@ def find_mysqld() -> list[str]:
         return [found, "--no-defaults"]
     folder = ROOT / ".cache" / "mysql"
     try:
-        if not folder.exists():
-            unpack("mysql-server-core", folder)
+        with alone():
+            if not folder.exists():
+                unpack("mysql-server-core", folder)
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no MySQL: its server is in no package that could be had")
+        pytest.skip("no MySQL: Debian's package mysql-server-core cannot be had")
     loader = next(folder.glob("usr/lib/*/ld-linux-*"))
     command = [loader, "--library-path", loader.parent, folder / "usr/sbin/mysqld"]
     return [*map(str, command), "--no-defaults", f"--basedir={folder / 'usr'}"]

@@ -356,12 +356,16 @@ def runserver(
             if each not in local:
                 tell_pending(each)
         typer.echo(f"\n  {service.app} is at http://{host}:{port}/docs (stop it with Ctrl-C)\n")
-        if reload:
-            os.environ[reloading.VARIABLE] = service.app
-            app = f"{reloading.__name__}:application"
-            uvicorn.run(app, factory=True, host=host, port=port, reload=True, reload_dirs=["src"])
-        else:
-            uvicorn.run(service.app, host=host, port=port)
+        os.environ[reloading.VARIABLE] = service.app
+        app = f"{reloading.__name__}:application"
+        uvicorn.run(
+            app,
+            factory=True,
+            host=host,
+            port=port,
+            reload=reload,
+            reload_dirs=["src"] if reload else None,
+        )
 
 
 def tell_pending(database: "Database") -> None:

@@ -1,21 +1,24 @@
-"""The application in the process of a reloader, with which it ends."""
+"""The application as `manage.py runserver` runs it; it ends with its reloader."""
 
 import os
 import signal
 import threading
 from importlib import import_module
 from multiprocessing import parent_process
-from typing import Any
+
+from starlette.types import ASGIApp
+
+from .docs_pages import prepare
 
 VARIABLE = "RUNSERVER_APP"
 """Holds `module:attribute` of the application: the process is a new one after each change."""
 
 
-def application() -> Any:
+def application() -> ASGIApp:
     """Import the application; uvicorn calls this in each process that it starts."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     module, _, attribute = os.environ[VARIABLE].partition(":")
-    return getattr(import_module(module), attribute)
+    return prepare(getattr(import_module(module), attribute))
 
 
 def end_with_parent() -> None:
