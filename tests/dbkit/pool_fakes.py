@@ -14,6 +14,8 @@ from typing import Any, ParamSpec
 import pytest
 from dbkit import DatabaseSettings
 from dbkit.pool import FairPool
+from dbkit.pool.drivers import RESET
+from dbkit.session_state import Left
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -100,6 +102,10 @@ class FakeConnection:
         self.closed = False
         self.dead = False
         """Whether the peer is gone without a word: only a ping that is bounded finds out."""
+        self.in_transaction = False
+        self.left = Left.NOTHING
+        self.handed_out = False
+        self._protocol = self
 
     def __repr__(self) -> str:
         return f"<connection {self.number}>"
@@ -108,9 +114,14 @@ class FakeConnection:
         """Answer from memory, as asyncpg does."""
         return self.closed
 
-    async def execute(self, _statement: str) -> None:
-        """Answer a ping."""
+    def is_in_transaction(self) -> bool:
+        """Answer from memory, too."""
+        return self.in_transaction
+
+    async def execute(self, statement: str) -> None:
+        """Answer a ping, or a reset."""
         self.server.pings += 1
+        self.server.resets += statement == RESET
         await self.server.answer(self)
 
     async def close(self) -> None:
@@ -136,6 +147,7 @@ class FakeServer:
         self.asked = 0
         self.accepted = 0
         self.pings = 0
+        self.resets = 0
         self.goodbyes = 0
         self.refusal: Exception | None = None
         self.latency = 0.0

@@ -223,8 +223,7 @@ class Database:
         if taken:
             held = "".join(f"\n  held by {each}" for each in taken[:SHOWN_HOLDERS])
             logger.warning("%s: still in use, now closed: %d%s", self.name, len(taken), held)
-        self._opened = None
-        await opened.engine.dispose()
+        self._opened = None  # And no `dispose()`, after which the engine would connect again.
 
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[AsyncSession]:
@@ -265,19 +264,16 @@ class Database:
         """Take the driver's own connection from the pool, as asyncpg's, until exit.
 
         Each of its statements is a transaction, unless it is told otherwise; its errors are the
-        driver's, and replicas know nothing of its writes. One that is given back in a transaction
-        is closed.
+        driver's, and replicas know nothing of its writes. What it sets on the connection is gone
+        for the next caller; one that is given back in a transaction, busy, or after something was
+        cancelled on it is closed.
         """
         async with self.engine.connect() as connection:
             await connection.execution_options(**AUTOCOMMIT)
             await connection.begin()  # Sends nothing, but to the sandbox of a test.
             driver: Any = (await connection.get_raw_connection()).driver_connection
-            before = is_in_transaction(driver)  # As it is in the sandbox of a test.
-            try:
-                yield driver
-            finally:
-                if is_in_transaction(driver) and not before:
-                    await connection.invalidate()
+            driver.handed_out = True
+            yield driver
 
     async def run_transaction(
         self, work: Callable[[AsyncSession], Awaitable[Result]], *, attempts: int = 3
@@ -321,12 +317,3 @@ class Database:
             yield
         finally:
             self._here.reset(token)
-
-
-def is_in_transaction(driver: Any) -> bool:
-    """Whether asyncpg's connection is in a transaction; one that was cut cannot tell."""
-    return (
-        hasattr(driver, "is_in_transaction")
-        and not driver.is_closed()
-        and driver.is_in_transaction()
-    )

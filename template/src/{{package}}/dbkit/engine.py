@@ -26,6 +26,7 @@ from .lines import raising_lines
 from .metadata import NoTimeZone
 from .pgbouncer import behind_pgbouncer
 from .pool import FairPool
+from .pool.drivers import statement_note, watched
 from .settings import DatabaseSettings
 from .sqlstates import BUGS, DISCONNECTED, READ_ONLY, UNKNOWN_STATEMENT, sqlstate
 from .urls import shown
@@ -86,7 +87,7 @@ def create_engine(
         pool = {"poolclass": poolclass, **arguments}
     engine = create_async_engine(
         settings.url.difference_update_query(TLS_PARAMETERS),
-        connect_args=connect_args(name, settings, read_only=read_only),
+        connect_args=connect_args(name, settings, pooled=pooled, read_only=read_only),
         echo=settings.echo,
         # Parameters are people's data: neither errors nor logs show them unless asked to.
         hide_parameters=not settings.echo,
@@ -104,7 +105,7 @@ def create_engine(
     if dialect_name == "mysql":
         mysql.prepare(engine, lambda: create_engine(name, prefix, settings, pooled=False))
     if pooled:
-        time_statements(engine.sync_engine)
+        time_statements(engine.sync_engine, statement_note(dialect_name))
     if dialect_name == "sqlite":
         # SQLAlchemy's own wait for the file, where a caller that is cancelled loses the connection.
         dialect: Any = engine.dialect  # As it types its methods, they could not be replaced.
@@ -191,7 +192,7 @@ def handle_error(name: str, context: ExceptionContext, *, read_only: bool) -> Ex
 
 
 def connect_args(
-    name: str, settings: DatabaseSettings, *, read_only: bool = False
+    name: str, settings: DatabaseSettings, *, pooled: bool = True, read_only: bool = False
 ) -> dict[str, Any]:
     """Translate the timeouts, in seconds, to the driver's own arguments."""
     if settings.url.get_backend_name() == "sqlite":
@@ -204,6 +205,7 @@ def connect_args(
     arguments: dict[str, Any] = {
         "timeout": settings.connect_timeout,
         "command_timeout": fence,
+        "connection_class": watched(import_module("asyncpg").Connection),
         "server_settings": {
             "application_name": label,
             "statement_timeout": milliseconds(settings.statement_timeout),
@@ -220,7 +222,7 @@ def connect_args(
     if context := tls(settings.url):
         arguments["ssl"] = context
     if settings.pgbouncer:
-        return behind_pgbouncer(arguments)
+        return behind_pgbouncer(name, arguments, pooled=pooled)
     return arguments
 
 

@@ -175,6 +175,7 @@ class Usage:
         """Says what blocked the event loop after a moment, if anything did."""
         self._holding: dict[asyncio.Task[Any] | None, ConnectionPoolEntry] = {}
         self._warned: set[str] = set()
+        self._blamed: set[tuple[str, str]] = set()
 
     def take(self, record: ConnectionPoolEntry, now: float, waited: float = 0.0) -> None:
         """Note who is handed a connection."""
@@ -185,12 +186,12 @@ class Usage:
         info[KEY] = Use(task, current(), now, waited)
         self._holding[task] = record
 
-    def give(self, record: ConnectionPoolEntry, now: float) -> None:
-        """Note that a connection was returned."""
+    def give(self, record: ConnectionPoolEntry, now: float) -> Use | None:
+        """Note that a connection was returned; return the checkout that has ended."""
         info: Any = record.record_info
         use: Use | None = info.pop(KEY, None)
         if use is None:
-            return
+            return None
         if self._holding.get(use.task) is record:
             del self._holding[use.task]
         use.returned = now
@@ -207,6 +208,23 @@ class Usage:
         if self.on_wait is not None and self.on_return is not None:
             self.on_wait(use.waited)
             self.on_return(held)
+        return use
+
+    def blame(self, use: Use | None, how: str) -> None:
+        """Warn, once for each route, of a connection that could not be handed on."""
+        route = (use and use.route) or NO_ROUTE
+        if (route, how) not in self._blamed and len(self._blamed) < MOST_ROUTES:
+            self._blamed.add((route, how))
+            place = use and use.place
+            logger.warning(
+                "%s: %s returned a connection %s, so it is closed; it was taken at %s: end the"
+                " transaction, await each statement, and give a task that goes on a session of its"
+                " own",
+                self.name,
+                route,
+                how,
+                write(*place) if place else "an unknown line",
+            )
 
     def _add_route(self, name: str) -> RouteUse:
         return self.routes.setdefault(
@@ -293,8 +311,10 @@ def mounts_of(scope: Scope) -> str:
     return prefix + "/".join("{" + names[each] + "}" if each in names else each for each in taken)
 
 
-def time_statements(engine: Engine) -> None:
+def time_statements(engine: Engine, note: Callable[[Any, str], None]) -> None:
     """Have an engine note, for each checkout, the statements and the seconds that they take.
+
+    `note` is told of each, with its cursor, before it runs.
 
     SQLAlchemy's events around a statement cost 8 us each time, for they switch on all others;
     this costs 0.5 us.
@@ -303,15 +323,18 @@ def time_statements(engine: Engine) -> None:
     dialect = engine.dialect
     methods: Any = dialect  # As it types them, they could not be replaced.
     for name in ("do_execute", "do_executemany", "do_execute_no_params"):
-        setattr(dialect, name, timed_statement(getattr(methods, name)))
+        setattr(dialect, name, timed_statement(getattr(methods, name), note))
     for name in ("do_commit", "do_rollback"):
         setattr(dialect, name, timed_end(getattr(methods, name)))
 
 
-def timed_statement(execute: Callable[..., None]) -> Callable[..., None]:
+def timed_statement(
+    execute: Callable[..., None], note: Callable[[Any, str], None]
+) -> Callable[..., None]:
     """Time what runs a statement."""
 
     def timed(cursor: Any, statement: str, *others: Any) -> None:
+        note(cursor, statement)
         use = use_of(others[-1].root_connection.connection)
         if use is None:
             execute(cursor, statement, *others)

@@ -1,6 +1,7 @@
 """Tasks and timers of the event loop that happens to run: a pool outlives its loops."""
 
 import asyncio
+import os
 import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -8,6 +9,15 @@ from contextvars import Context
 from typing import Any
 
 from sqlalchemy import exc
+
+OTHER_LOOP = (
+    "this pool is in use in another event loop; run all that uses a database in one loop (in tests:"
+    " see dbkit/testing)"
+)
+FORKED = (
+    "this pool and its connections belong to the process from which this one was forked: open the"
+    " databases after the fork, or begin with `await engine.dispose(close=False)`"
+)
 
 
 class Background:
@@ -20,6 +30,7 @@ class Background:
     def __init__(self, name: str, leave: Callable[[], None]) -> None:
         self.name = name
         self.loop: asyncio.AbstractEventLoop | None = None
+        self._process = os.getpid()
         self.tasks: set[asyncio.Task[None]] = set()
         self._leave = leave
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -31,16 +42,13 @@ class Background:
         if loop is not self.loop:
             if self.loop is not None:
                 if self.loop.is_running():
-                    message = (
-                        f"{self.name}: this pool is in use in another event loop; run all that uses"
-                        " a database in one loop (in tests: see dbkit/testing)"
-                    )
-                    raise exc.InvalidRequestError(message)
+                    said = FORKED if self._process != os.getpid() else OTHER_LOOP
+                    raise exc.InvalidRequestError(f"{self.name}: {said}")
                 self.cancel(*self._timers)
                 self.tasks.clear()
                 self._watchers.clear()
                 self._leave()
-            self.loop = loop
+            self.loop, self._process = loop, os.getpid()
         return loop
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -26,7 +26,8 @@ from ..sqlstates import is_bug, sqlstate
 from ..usage import Usage
 from .background import Background
 from .breaker import Breaker
-from .slots import Slot, closed_check, ping
+from .drivers import closed_check, forget, left_check
+from .slots import Slot, ping
 from .status import Counters
 
 logger = logging.getLogger(__name__)
@@ -195,8 +196,12 @@ class Connections:
         if self.open >= self.settings.max_connections:
             lifetime = 0.0  # The limit was lowered meanwhile.
         connection = cast("DBAPIConnection", record.dbapi_connection)
-        is_closed = closed_check(self._hooks.dialect(), record.driver_connection)
-        slot = Slot(record, connection, is_closed, now + lifetime, now, now, now)
+        dialect, driver = self._hooks.dialect(), record.driver_connection
+        notes = forget(driver)  # What listeners did when it was opened is as the pool makes it.
+        is_closed = closed_check(dialect, driver)
+        left = left_check(dialect, connection, driver, notes)
+        expires = now + lifetime
+        slot = Slot(record, connection, driver, notes, is_closed, left, expires, now, now, now)
         self.slots[record] = slot
         return slot
 
@@ -294,10 +299,13 @@ class Connections:
         self.counters.lost += 1
         self._background.soon(self._drop_closed, slot)  # The caller may be in a greenlet.
 
-    def retire(self, slot: Slot) -> None:
-        """Close a connection in good health."""
+    def retire(self, slot: Slot, *, healthy: bool = True) -> None:
+        """Close a connection, by asking the server first."""
         self.closing.add(slot)
-        self.counters.retired += 1
+        if healthy:
+            self.counters.retired += 1
+        else:
+            self.counters.lost += 1
         self._background.spawn(self._close(slot))
 
     async def _close(self, slot: Slot) -> None:

@@ -20,14 +20,19 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
+from ..session_state import Left
 from ..settings import DatabaseSettings
 from ..usage import Holder, Use, holder_of, use_of
 from .background import Background
 from .connections import CLOSE_TIMEOUT, HEDGE_DELAY, Connections, Hooks
+from .drivers import ALTERED, BUSY, IN_TRANSACTION
 from .refusals import Refusals
 from .slots import Slot
 from .status import PoolStatus
 from .waiters import Waiter, WaitQueue
+
+MOST = 1000
+"""Connections of each kind that a pool may be told to open, as `DatabaseSettings` has it."""
 
 
 class FairPool(Pool):
@@ -69,6 +74,8 @@ class FairPool(Pool):
         """What routes have used."""
         self.counters = self._connections.counters
         """What has happened to callers and connections."""
+        self.in_sandbox = False
+        """Whether its one connection holds all that a test has written; set by `Sandbox`."""
         self._ping_after = settings.ping_after
         self._suspended = False
         self._closed = False
@@ -101,32 +108,47 @@ class FairPool(Pool):
             return
         connections = self._connections
         slot.used = slot.contact = now = monotonic()
-        self.usage.give(record, now)
+        use = self.usage.give(record, now)
         if (
             connections.kept
             and not self._waiters
             and now < slot.expires
             and slot.taken > connections.suspected_at
             and not is_invalidated(record)
+            and not slot.left(self.in_sandbox)
         ):
             self._idle.append(slot)
             if not connections.tended:
                 connections.tend_later()
         else:
-            self._take_back(slot, now)
+            self._take_back(slot, now, use)
 
-    def _take_back(self, slot: Slot, now: float) -> None:
+    def _take_back(self, slot: Slot, now: float, use: Use | None) -> None:
         """Take back a connection that is waited for, or may have to go."""
         if self._background.loop is not get_running_loop():
             self._background.soon(self._take_back_other, slot.record)
         elif slot.is_closed() or is_invalidated(slot.record):
             self._connections.lose(slot)
-        elif now >= slot.expires:
+        elif (left := slot.left(self.in_sandbox)) in {IN_TRANSACTION, BUSY}:
+            self.usage.blame(use, left)
+            self._connections.retire(slot, healthy=False)
+        elif left == ALTERED or (left and not self._can_reset) or now >= slot.expires:
             self._connections.retire(slot)
-        elif slot.taken <= self._connections.suspected_at:
-            self._connections.ping(slot)
+        elif left or slot.taken <= self._connections.suspected_at:
+            self._connections.ping(slot)  # Which resets it.
         else:
             self._offer(slot)
+
+    @property
+    def _can_reset(self) -> bool:
+        """Whether a reset leaves a connection as it was opened.
+
+        What a listener set then would go too; and of PgBouncer, it would reset somebody else's.
+        """
+        listeners: Any = self.dispatch.connect
+        return not self.settings.pgbouncer and all(
+            each.__module__.partition(".")[0] == "sqlalchemy" for each in listeners
+        )
 
     def _take_back_other(self, record: ConnectionPoolEntry) -> None:
         """Take back a record whose connection is gone, replaced, or from another loop."""
@@ -137,7 +159,12 @@ class FairPool(Pool):
         elif slot is None:
             self._hang_up(record)
         else:  # A listener raised DisconnectionError at checkout, and SQLAlchemy reconnected.
-            self._offer(self._connections.admit(record))
+            altered = getattr(record.driver_connection, "left", Left.NOTHING)
+            slot = self._connections.admit(record)
+            if altered or slot.left(self.in_sandbox):
+                self._connections.retire(slot)
+            else:
+                self._offer(slot)
         self._settle()
 
     def _invalidate(
@@ -175,6 +202,7 @@ class FairPool(Pool):
         connections.counters = pool.counters = self.counters
         connections.usage = pool.usage = self.usage
         connections.min_ready = self.min_ready
+        pool.in_sandbox = self.in_sandbox
         return pool
 
     def dispose(self) -> None:
@@ -307,12 +335,14 @@ class FairPool(Pool):
 
     def resize(self, pool_size: int, max_overflow: int) -> None:
         """Change the limit; connections beyond it are closed, now or at their return."""
-        if pool_size < 1 or max_overflow < 0:
-            raise exc.ArgumentError(
-                f"pool_size must be 1 or more (not {pool_size}), and max_overflow 0 or more (not"
-                f" {max_overflow}): this pool is never unlimited"
-            )
-        limits = {"pool_size": pool_size, "max_overflow": max_overflow}
+        limits: dict[str, Any] = {"pool_size": pool_size, "max_overflow": max_overflow}
+        for (name, value), least in zip(limits.items(), (1, 0), strict=True):
+            # Exactly an integer: `True` is not meant, nor is 2.5.
+            if type(value) is not int or not least <= value <= MOST:
+                raise exc.ArgumentError(
+                    f"{name} must be an integer from {least} to {MOST}, not {value!r}: this pool is"
+                    " never unlimited"
+                )
         self.settings = self.settings.model_copy(update=limits)
         self._connections.settings = self.settings
         self._connections.min_ready = min(self.min_ready, pool_size)
@@ -329,11 +359,15 @@ class FairPool(Pool):
             raise self._refusals.draining()
         self._background.attach()
         self._connections.min_ready = wanted = min(min_ready, self.settings.pool_size)
-        self._connections.refill()
         connections = self._connections
+        connections.bug = None  # One of an attempt before this says nothing of the next.
+        connections.refill()
         await self._background.until(
-            lambda: len(self._slots) >= wanted or connections.bug is not None, deadline
+            lambda: self._closed or len(self._slots) >= wanted or connections.bug is not None,
+            deadline,
         )
+        if self._closed:
+            raise self._refusals.draining()
         if connections.bug is not None:
             raise connections.bug
         if len(self._slots) < wanted:
@@ -351,6 +385,7 @@ class FairPool(Pool):
         self._background.cancel()
         self._closed = True
         self._connections.kept = False
+        self._background.look()  # `warm` waits for what will not come.
         while waiter := self._queue.serve(monotonic()):
             waiter.future.set_exception(self._refusals.draining())
         self._connections.cancel_connects()
@@ -377,6 +412,8 @@ class FairPool(Pool):
         if self._closed:
             raise self._refusals.draining()
         self.usage.ask(current_task())
+        if self.dispatch.checkin:
+            self._reclaim(now)
         if len(self._queue) >= self.settings.max_waiting:
             self.counters.shed += 1
             raise self._refusals.overloaded(now, waited=0.0)
@@ -394,6 +431,13 @@ class FairPool(Pool):
         self.counters.wait_seconds += waited
         self.usage.take(slot.record, now + waited, waited)
         return slot
+
+    def _reclaim(self, now: float) -> None:
+        """Take back what a listener to `checkin` has kept from its return, by an error."""
+        for record, slot in tuple(self._slots.items()):
+            if not record.in_use and use_of(record) is not None:
+                self.usage.give(record, now)
+                self._connections.retire(slot, healthy=False)
 
     def _leave(self, waiter: Waiter) -> None:
         """See off a caller that gave up; what it was given in the meantime is passed on."""

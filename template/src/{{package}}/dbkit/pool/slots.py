@@ -1,4 +1,4 @@
-"""One open connection of a pool, and what only its driver can tell about it."""
+"""One open connection of a pool, and its ping."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +9,9 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import greenlet_spawn
 
+from ..session_state import Left
+from .drivers import RESET
+
 
 @dataclass(eq=False, slots=True)
 class Slot:
@@ -16,8 +19,15 @@ class Slot:
 
     record: ConnectionPoolEntry
     connection: DBAPIConnection
+    driver: Any
+    """The driver's own connection."""
+    notes: Any
+    """What has `left` and `handed_out`: the driver's connection, where it can."""
     is_closed: Callable[[], bool]
     """Whether the driver knows that it is closed; asks nothing of the server."""
+    left: Callable[[bool], str]
+    """Why it may not be handed on as its last caller left it, given whether it is a sandbox's; asks
+    nothing of the server."""
     expires: float
     """When it is to be retired: at its next return, or in the background."""
     taken: float
@@ -28,31 +38,16 @@ class Slot:
     """When it was last returned."""
 
 
-def closed_check(dialect: Dialect, driver_connection: Any) -> Callable[[], bool]:
-    """Return the driver's own check for a closed connection, without a round trip.
-
-    The driver is known by its name and never imported: a service has only its own.
-    """
-    if dialect.driver == "asyncpg":
-        return driver_connection.is_closed
-    if dialect.driver == "asyncmy":
-        return lambda: driver_connection._stream_broken  # noqa: SLF001 -- it says less in public
-    return never
-
-
-def never() -> bool:
-    """Answer for a driver that cannot tell: a ping will."""
-    return False
-
-
 async def ping(dialect: Dialect, slot: Slot) -> None:
     """Ask the server for a sign of life; raises whatever the driver raises.
+
+    A connection with a state of its last caller's is reset by the same round trip.
 
     On asyncpg this is one round trip, in the simple protocol, which is right behind PgBouncer
     too; SQLAlchemy's own ping takes three. (Not an empty query: asyncpg 0.32 chokes on it.)
     """
     if dialect.driver == "asyncpg":
-        driver_connection: Any = slot.record.driver_connection
-        await driver_connection.execute("SELECT 1")
+        await slot.driver.execute(RESET if slot.notes.left else "SELECT 1")
+        slot.notes.left = Left.NOTHING
     else:
         await greenlet_spawn(dialect.do_ping, slot.connection)

@@ -41,8 +41,6 @@ class Home(ABC):
 
     server = ""
     """Version of the server, once it is known."""
-    reset_session = ""
-    """SQL that makes a connection as good as new, where there is any."""
 
     def __init__(self, database: Database, base: URL, cache: Path | None = None) -> None:
         self.database = database

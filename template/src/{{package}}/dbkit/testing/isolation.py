@@ -12,6 +12,7 @@ from sqlalchemy import URL
 from ..database import Database, Opened
 from ..pool.connections import CLOSE_TIMEOUT
 from ..readers import Reader
+from ..session_state import Left
 from .home import Home
 from .sandbox import Sandbox
 from .watch import Watch, WatchedPool
@@ -55,11 +56,12 @@ class Isolation:
                 yield faults
             finally:
                 faults += await self._leaks()
+                altered = sandbox.is_altered
                 with self.watch.by_fixture():
                     left = None if faults else await sandbox.end(opened.engine)
                 if left:
                     faults.append(left)
-                if faults:
+                if faults or altered:
                     await self._close_sandbox()
                 if left:
                     self._url = await self._home.another()
@@ -113,7 +115,7 @@ class Isolation:
 
     async def _keep_one(self, copied: Opened, pool: WatchedPool) -> bool:
         """Keep one connection, as new, which is quicker than to open it; return whether it is."""
-        if not self._home.reset_session:
+        if self.database.dialect != "postgresql":
             return False
         pool.resume()
         pool.resize(1, 0)
@@ -121,7 +123,7 @@ class Isolation:
             with self.watch.by_fixture():
                 async with copied.engine.connect() as connection:
                     driver: Any = (await connection.get_raw_connection()).driver_connection
-                    await driver.execute(self._home.reset_session)
+                    driver.left = max(driver.left, Left.STATE)  # Then the pool resets it.
         except Exception:  # noqa: BLE001 -- whatever a test did to it
             return False
         pool.resize(copied.settings.pool_size, copied.settings.max_overflow)

@@ -20,11 +20,6 @@ class PostgresHome(ServerHome):
     """Databases of PostgreSQL, which can copy one."""
 
     names_like = "SELECT datname FROM pg_database WHERE datname LIKE :pattern"
-    # Not DISCARD ALL: the driver relies on statements that it has prepared.
-    reset_session = (
-        "CLOSE ALL; UNLISTEN *; RESET SESSION AUTHORIZATION; RESET ALL; DISCARD TEMP;"
-        " DISCARD SEQUENCES; SELECT pg_advisory_unlock_all();"
-    )
 
     def __init__(self, database: Database, base: URL, cache: Path | None = None) -> None:
         super().__init__(database, base, cache)

@@ -5,7 +5,6 @@ told otherwise: BEGIN takes a savepoint, COMMIT releases it, ROLLBACK goes back 
 """
 
 import re
-from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -19,6 +18,9 @@ from sqlalchemy.util import greenlet_spawn
 from .. import mysql
 from ..engine import begin_sqlite
 from ..lines import calling_lines
+from ..pool import FairPool
+from ..pool.drivers import statement_note
+from ..session_state import Left
 from .watch import COMMITTED
 
 CONTROL = re.compile(
@@ -61,6 +63,9 @@ class Sandbox:
         self._autocommit: DBAPIConnection | None = None
         self._dialect: Any = engine.sync_engine.dialect
         self._roll_back = self._dialect.do_rollback
+        if isinstance(engine.pool, FairPool):
+            engine.pool.in_sandbox = True
+        self._note = statement_note(self._dialect.name)
         # The dialect is this engine's own.
         self._dialect.do_begin = self._do_begin
         self._dialect.do_commit = self._do_commit
@@ -81,6 +86,12 @@ class Sandbox:
             return None
         # Past the engine: half the time of `engine.connect()` and `run_sync()`.
         return await greenlet_spawn(self._end, engine.sync_engine.pool)
+
+    @property
+    def is_altered(self) -> bool:
+        """Whether a test has left on the connection what no reset undoes."""
+        driver: Any = self._begun and self._dialect.get_driver_connection(self._begun)
+        return driver is not None and driver.left != Left.NOTHING
 
     def forget(self) -> None:
         """Begin anew, with a connection that has nothing of the one before."""
@@ -151,7 +162,8 @@ class Sandbox:
     def _execute_no_params(self, cursor: Any, statement: str, _: Any = None) -> None:
         self._run(statement, cursor.execute)
 
-    def _run(self, statement: str, execute: Callable[..., object], *parameters: object) -> None:
+    def _run(self, statement: str, execute: Any, *parameters: object) -> None:
+        self._note(execute.__self__, statement)
         found = CONTROL.match(statement)
         if found is None and self._dialect.name == "mysql":
             found = COMMITS_ON_MYSQL.match(statement)
