@@ -3,8 +3,9 @@
     python fleet.py report services.txt
     python fleet.py update services.txt --test "uv run pytest" --request "gh pr create --fill"
 
-`services.txt` has one Git URL or path per line. It needs Git, Copier and uv, and nothing of this
-repository: copy it to where you want it. Clones are made in `fleet/`, anew each time.
+`services.txt` has one Git URL or path per line; lines that begin with `#` are comments. The script
+needs Git, Copier and uv, and nothing of this repository: copy it to where you want it. Clones are
+made in `fleet/`, anew each time.
 """
 
 import argparse
@@ -19,7 +20,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ANSWERS = ".copier-answers.yml"
+ANCHOR = "# The template writes above this line, you below."
 ENVIRONMENT = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}  # Nobody is there to answer.
+
+# Settings of Git with which Copier 9.19 merges wrongly, or not at all, and what they must be.
+SETTINGS = {
+    "apply.whitespace": "nowarn",
+    "core.attributesFile": os.devnull,
+    "core.autocrlf": "false",
+    "core.eol": "lf",
+    "core.excludesFile": os.devnull,
+    "core.fsmonitor": "false",
+    "core.hooksPath": os.devnull,
+    "core.quotePath": "true",
+    "core.safecrlf": "false",
+    "init.templateDir": "",
+    "status.showUntrackedFiles": "normal",
+}
 
 
 @dataclass(frozen=True)
@@ -35,18 +52,37 @@ class Stopped(Exception):
     """A step failed; the text says which, and with what."""
 
 
-def run(folder: Path, *command: str, step: str = "") -> str:
-    """Run a command and return what it prints; raise `Stopped` with its last line."""
+def plain_git() -> dict[str, str]:
+    """Return the environment in which Git follows `SETTINGS`, whatever its user has set."""
+    count = int(ENVIRONMENT.get("GIT_CONFIG_COUNT", 0))
+    settings = {"GIT_CONFIG_COUNT": str(count + len(SETTINGS))}
+    for number, (key, value) in enumerate(SETTINGS.items(), count):
+        settings |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return ENVIRONMENT | settings
+
+
+def run(folder: Path, *command: str, step: str = "", own_git: bool = False) -> str:
+    """Run a command and return what it prints; raise `Stopped` with what it said last.
+
+    Git follows `SETTINGS`, but with `own_git` only its user's settings, hooks and signatures.
+    """
+    environment = ENVIRONMENT if own_git else plain_git()
     try:
         done = subprocess.run(
-            command, cwd=folder, env=ENVIRONMENT, check=False, capture_output=True, text=True
+            command, cwd=folder, env=environment, check=False, capture_output=True, text=True
         )
     except OSError as error:
         raise Stopped(f"{command[0]}: {error.strerror}") from error
     if done.returncode:
-        lines = (done.stderr + done.stdout).strip().splitlines() or [f"exit {done.returncode}"]
-        raise Stopped(f"{step or ' '.join(command[:2])}: {lines[-1]}")
+        raise Stopped(f"{step or ' '.join(command[:2])}: {reason_in(done.stdout, done.stderr)}")
     return done.stdout
+
+
+def reason_in(stdout: str, stderr: str) -> str:
+    """Return why a command failed: what a remote says, else the last line."""
+    lines = (stdout + "\n" + stderr).strip().splitlines() or ["it says nothing"]
+    remote = [line.removeprefix("remote:").strip() for line in lines if line.startswith("remote:")]
+    return "; ".join(line for line in remote if line) or lines[-1]
 
 
 def name_of(url: str) -> str:
@@ -60,7 +96,7 @@ def clone(url: str, work: Path) -> Path:
     if folder.exists():
         shutil.rmtree(folder)
     origin = str(Path(url).resolve()) if Path(url).exists() else url
-    run(work, "git", "clone", "--quiet", origin, folder.name)
+    run(work, "git", "clone", "--quiet", "--", origin, folder.name, step=f"git clone {url}")
     if not (folder / ANSWERS).exists():
         raise Stopped(f"no {ANSWERS}: not made from a template")
     return folder
@@ -91,8 +127,10 @@ def update(url: str, work: Path, options: argparse.Namespace) -> Outcome:
     if not run(folder, "git", "status", "--porcelain"):
         return Outcome(folder.name, f"{before}, nothing to update")
     step = f"{before} to {version(folder)}"
-    if conflicts := run(folder, "git", "diff", "--name-only", "--diff-filter=U").split():
-        return Outcome(folder.name, f"{step}, conflicts: {', '.join(conflicts)}", fine=False)
+    if found := conflicts(folder):
+        return Outcome(folder.name, f"{step}, conflicts: {', '.join(found)}", fine=False)
+    if found := lost(folder):
+        return Outcome(folder.name, f"{step}, lost: {', '.join(found)}", fine=False)
     branch = f"template-{version(folder)}"
     if run(folder, "git", "branch", "--remotes", "--list", f"origin/{branch}"):
         return Outcome(folder.name, f"{step}, and there is a branch {branch} already")
@@ -100,14 +138,53 @@ def update(url: str, work: Path, options: argparse.Namespace) -> Outcome:
     run(folder, "git", "switch", "--quiet", "--create", branch)
     run(folder, "git", "add", "--all")
     message = f"build: update to {version(folder)} of the template"
-    run(folder, "git", "commit", "--quiet", "--message", message)
+    run(folder, "git", "commit", "--quiet", "--message", message, own_git=True)
     for command in options.test:
-        run(folder, *shlex.split(command), step=f"{step}, {command}")
+        run(folder, *shlex.split(command), step=f"{step}, {command}", own_git=True)
     if options.request:
-        run(folder, "git", "push", "--quiet", "origin", "HEAD")
-        run(folder, *shlex.split(options.request), step=f"{step}, {options.request}")
-    files = run(folder, "git", "diff", "--name-only", "HEAD~").split()
+        ask(folder, branch, step, options.request)
+    files = run(folder, "git", "diff", "--name-only", "HEAD~").splitlines()
     return Outcome(folder.name, f"{step}, {len(files)} files")
+
+
+def conflicts(folder: Path) -> list[str]:
+    """List the files that Copier could not merge."""
+    unmerged = run(folder, "git", "diff", "--name-only", "--diff-filter=U").splitlines()
+    return unmerged + run(folder, "git", "ls-files", "--others", "--", "*.rej").splitlines()
+
+
+def lost(folder: Path) -> list[str]:
+    """List the owner's lines below the anchors of shared files that an update has lost."""
+    found: list[str] = []
+    for name in (".env.example", ".gitignore", "pyproject.toml"):
+        before = run(folder, "git", "ls-tree", "--name-only", "HEAD", name)
+        if before and (folder / name).exists():
+            text = run(folder, "git", "show", f"HEAD:./{name}")
+            has = (folder / name).read_text(encoding="utf-8").splitlines()
+            found += [f"{name}: {line.strip()}" for line in below(text) if line not in has]
+    return found
+
+
+def below(text: str) -> list[str]:
+    """Return the lines below the anchors of a file, up to the end of a list."""
+    found: list[str] = []
+    for part in text.split(ANCHOR)[1:]:
+        for line in part.splitlines():
+            if line.startswith("]"):
+                break
+            found.append(line)
+    return found
+
+
+def ask(folder: Path, branch: str, step: str, command: str) -> None:
+    """Push a branch and ask for its merge; without its request, the branch does not stay."""
+    run(folder, "git", "push", "--quiet", "origin", "HEAD", own_git=True)
+    try:
+        run(folder, *shlex.split(command), step=f"{step}, {command}", own_git=True)
+    except BaseException:
+        # It would keep the next run from asking.
+        run(folder, "git", "push", "--quiet", "origin", "--delete", branch, own_git=True)
+        raise
 
 
 def main(arguments: list[str]) -> int:
@@ -128,9 +205,10 @@ def main(arguments: list[str]) -> int:
         try:
             return act(url, options.work, options)
         except Stopped as stopped:
-            return Outcome(url, str(stopped), fine=False)
+            return Outcome(name_of(url), str(stopped), fine=False)
 
-    urls = [line.strip() for line in options.services.read_text().splitlines() if line.strip()]
+    lines = [line.strip() for line in options.services.read_text().splitlines()]
+    urls = [line for line in lines if line and not line.startswith("#")]
     names = [name_of(url) for url in urls]
     if twice := {name for name in names if names.count(name) > 1}:
         parser.error(f"more than one is called {', '.join(sorted(twice))}: list them apart")

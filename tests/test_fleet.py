@@ -1,6 +1,7 @@
 """A fleet of services, from all releases and variants, is updated by one command."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from owner import edit
+from owner import ANCHOR, edit
 from releases import ROOT, git, listed
 from rendering import Renderer, commit_all
 from running import environment, running
@@ -31,9 +32,10 @@ case "$1" in
   run) shift && exec "$@" ;;
 esac
 """
-GH = '#!/bin/sh\necho "$@" >> "$ASKED"\n'
+GH = '#!/bin/sh\necho "$@" >> "$ASKED"\n[ ! -e "$ASKED.fails" ]\n'
 NOTHING = "#!/bin/sh\n"
 REQUESTS = {"github": "pr create --fill --draft\n", "gitlab": "merge_request.create\n"}
+SMALL = {"databases": [{"name": "primary", "engine": "sqlite"}], "containers": False, "ci": "none"}
 EDITED = "src/my_service/dbkit/__init__.py"
 GITLAB = {
     "TEMPLATE_TOKEN": "t0ken",
@@ -112,14 +114,14 @@ def test_service_that_somebody_must_look_at_is_named(
     commit_all(service)
     (tmp_path / "empty").mkdir()
     commit_all(tmp_path / "empty")
-    (tmp_path / "services.txt").write_text(f"{service}\n{tmp_path / 'empty'}\n")
+    (tmp_path / "services.txt").write_text(f"# Ours.\n{service}\n\n{tmp_path / 'empty'}\n")
 
     done = fleet(tmp_path, tools, "report", "services.txt")
 
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
         f"orders: {listed()[0].version}, behind {HEAD[1:]}",
-        f"LOOK: {tmp_path / 'empty'}: no .copier-answers.yml: not made from a template",
+        "LOOK: empty: no .copier-answers.yml: not made from a template",
         "1 of 2 are fine.",
     ]
 
@@ -138,7 +140,94 @@ def test_program_that_is_missing_is_named(tools: dict[str, str], tmp_path: Path)
 
     done = fleet(tmp_path, tools | {"PATH": str(tmp_path)}, "report", "services.txt")
 
-    assert done.stdout == f"LOOK: {tmp_path}: git: No such file or directory\n0 of 1 are fine.\n"
+    said = f"LOOK: {tmp_path.name}: git: No such file or directory\n0 of 1 are fine.\n"
+    assert done.stdout == said
+
+
+HOSTILE = """\
+[core]
+attributesFile = {folder}/attributes
+autocrlf = true
+excludesFile = {folder}/excludes
+quotePath = false
+safecrlf = true
+[apply]
+whitespace = error
+[init]
+defaultBranch = main
+templateDir = {folder}/template
+[status]
+showUntrackedFiles = no
+[user]
+name = Test
+email = test@example.com
+"""
+
+
+def hostile(folder: Path) -> str:
+    """Write settings of Git with which Copier alone loses lines, and return where they are."""
+    (folder / "template" / "info").mkdir(parents=True)
+    (folder / "template" / "info" / "exclude").write_text("*.toml\n")
+    (folder / "attributes").write_text("*.toml -diff\n* -text\n")
+    (folder / "excludes").write_text(".env*\n")
+    (folder / "gitconfig").write_text(HOSTILE.format(folder=folder))
+    return str(folder / "gitconfig")
+
+
+@pytest.fixture
+def orders(history: Path, tmp_path: Path) -> Path:
+    """Return the bare repository of a service of the first release, edited, with odd files."""
+    service = copy(history, tmp_path / "work", SMALL, listed()[0].tag)
+    commit_all(service)
+    edit(service)
+    (service / "docs").mkdir()
+    (service / "docs" / "ångström.md").write_text("Ours. \n")
+    commit_all(service)
+    git(tmp_path, "clone", "--quiet", "--bare", "work", "orders.git")
+    (tmp_path / "services.txt").write_text("orders.git\n")
+    return tmp_path / "orders.git"
+
+
+def test_settings_of_git_lose_nothing(orders: Path, tools: dict[str, str], tmp_path: Path) -> None:
+    tools |= {"GIT_CONFIG_GLOBAL": hostile(tmp_path / "git")}
+    careless = f"import sys; sys.path.insert(0, {str(ROOT / 'fleet')!r}); import fleet; "
+    careless += "fleet.SETTINGS.clear(); fleet.SETTINGS['core.quotePath'] = 'true'; "
+    careless += "sys.exit(fleet.main(['update', 'services.txt']))"
+    command = [sys.executable, "-c", careless]
+
+    alone = subprocess.run(
+        command, cwd=tmp_path, env=tools, check=False, capture_output=True, text=True
+    )
+    done = fleet(tmp_path, tools, "update", "services.txt", "--request", "true")
+
+    assert alone.returncode == 1
+    assert alone.stdout.startswith(f"LOOK: orders: v0.1.0 to {HEAD}, lost: .env.example: ")
+    assert done.returncode == 0, done.stdout
+    added = git(orders, "show", f"template-{HEAD}:.env.example").partition(ANCHOR)[2]
+    assert added == "# Where the shelves are.\nWAREHOUSE=north\n"
+    assert "tenacity" in git(orders, "show", f"template-{HEAD}:pyproject.toml")
+
+
+def test_request_that_failed_is_made_by_the_next_run(
+    orders: Path, tools: dict[str, str], tmp_path: Path
+) -> None:
+    tools |= {"ASKED": str(tmp_path / "asked")}
+    options = ["update", "services.txt", "--request", "gh pr create"]
+    hook = orders / "hooks" / "pre-receive"
+    hook.write_text("#!/bin/sh\necho no pushes on Fridays\nexit 1\n")
+    hook.chmod(0o755)
+
+    refused = fleet(tmp_path, tools, *options)
+    hook.unlink()
+    (tmp_path / "asked.fails").touch()
+    failed = fleet(tmp_path, tools, *options)
+    (tmp_path / "asked.fails").unlink()
+    done = fleet(tmp_path, tools, *options)
+
+    assert re.match("LOOK: orders: .*no pushes on Fridays", refused.stdout), refused.stdout
+    assert failed.stdout.startswith(f"LOOK: orders: v0.1.0 to {HEAD}, gh pr create: ")
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "asked").read_text() == "pr create\n" * 2
 
 
 def script_of(service: Path) -> str:
@@ -193,9 +282,13 @@ def test_job_opens_a_request_once(
     assert git(remote, "show", f"{branch}:uv.lock") == "locked\n"
     assert (tmp_path / "asked").read_text() == REQUESTS[ci]
     message = git(remote, "log", "-1", "--format=%B", branch)
-    assert message.strip() == f"build: update to {HEAD} of the template" + (
-        f"\n\nConflicts: {EDITED}" if ci == "github" else ""
+    assert message.startswith(
+        f"build: update to {HEAD} of the template\n\n"
+        + (f"Conflicts: {EDITED}\n\n" if ci == "github" else "")
+        + f"Updating to template version {HEAD[1:]}\n"
     )
+    assert "\nAction needed since 0.2.0:\n\n* A `datetime` column " in message
+    assert "\nThen: uv lock && uv run manage.py check" in message
 
 
 @pytest.mark.skipif("FLEET" not in os.environ, reason="takes minutes, so it runs with FLEET=12")
