@@ -151,7 +151,7 @@ def check(
 
     Each finding has a stable id and says what to do. The exit code is 1 if one fails the check.
     """
-    from . import checks
+    from . import checks, template_version
     from .development import development_servers
     from .service_settings import read_service_settings
     from .settings import environment
@@ -175,6 +175,8 @@ def check(
     left_out = f", {count - len(findings)} silenced" if count > len(findings) else ""
     plural = "" if len(findings) == 1 else "s"
     typer.echo(f"{len(chosen)} checked, {len(findings)} finding{plural}{left_out}.")
+    if template := template_version.describe(service.root):
+        typer.echo(f"{template}.")
     raise typer.Exit(any(each.is_error or fail_level == "warning" for each in findings))
 
 
