@@ -139,6 +139,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", ".ruff_cache", ".pytest_cache", ".venv")
     folder.mkdir()
     shutil.copy(ROOT / "copier.yml", folder)
+    shutil.copy(ROOT / "CHANGELOG.md", folder)
     for name in ("includes", "template"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     return folder

@@ -72,6 +72,7 @@ def write_template(folder: Path, questions: Path, files: dict[str, str]) -> Path
     """Make a template of the real questions and other files."""
     folder.mkdir()
     shutil.copy(questions / "copier.yml", folder)
+    shutil.copy(questions / "CHANGELOG.md", folder)
     shutil.copytree(questions / "includes", folder / "includes")
     answers_file = "{{_copier_conf.answers_file}}.jinja"
     (folder / "template").mkdir()
@@ -797,9 +798,11 @@ def repository(template: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def copy_orders(repository: Path, folder: Path, databases: list[dict[str, str]]) -> Path:
+def copy_orders(
+    repository: Path, folder: Path, databases: list[dict[str, str]], **answers: Any
+) -> Path:
     """Render and commit a service called orders."""
-    data: dict[str, Any] = {"project_name": "Orders", "databases": databases}
+    data: dict[str, Any] = {"project_name": "Orders", "databases": databases, **answers}
     run_copy(str(repository), folder, data, defaults=True, quiet=True)
     commit_all(folder)
     return folder
@@ -908,6 +911,76 @@ def test_update_to_another_engine_waits_until_the_owners_file_is_out_of_the_way(
         "?? src/orders/databases/audit.py",
         "?? src/orders/databases/primary.py",
     ]
+
+
+SALES: dict[str, Any] = {"name": "sales", "engine": "postgresql"}
+READ: dict[str, Any] = {"name": "read", "engine": "postgresql"}
+HELD: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "another first database": (
+        {"databases": [SALES, PRIMARY, READ | {"replica_of": "primary"}]},
+        [
+            'item 1 ("sales"): as the first it would be given DATABASE_URL, but your src/orders/',
+            'databases/sales.py does not say `env_prefix="DATABASE_"`; keep primary first, or',
+            'item 2 ("primary"): it was the first, and your src/orders/databases/primary.py says',
+        ],
+    ),
+    "first database left out": (
+        {"databases": [SALES]},
+        ['item 1 ("sales"): as the first it would be given DATABASE_URL'],
+    ),
+    "no longer a replica": (
+        {"databases": [PRIMARY, READ, SALES]},
+        ["replica_of: your src/orders/databases/read.py says `replica_of=primary`; delete"],
+    ),
+    "replica now": (
+        {
+            "databases": [
+                PRIMARY,
+                READ | {"replica_of": "primary"},
+                SALES | {"replica_of": "primary"},
+            ]
+        },
+        ["sales.py does not say `replica_of=primary`; delete"],
+    ),
+    "another licence": (
+        {"licence": "Apache-2.0"},
+        ["your LICENSE was written for MIT; delete that file, commit, and update again: it comes"],
+    ),
+    "no licence": (
+        {"licence": "proprietary"},
+        ["your LICENSE was written for MIT; delete that file, commit, and update again"],
+    ),
+}
+
+
+@pytest.mark.parametrize("change", HELD)
+def test_update_waits_until_files_that_hold_another_answer_are_out_of_the_way(
+    repository: Path, tmp_path: Path, change: str
+) -> None:
+    answers, faults = HELD[change]
+    databases = [PRIMARY, READ | {"replica_of": "primary"}, SALES]
+    folder = copy_orders(repository, tmp_path / "orders", databases, licence="MIT")
+    (folder / "LICENSE").write_text("MIT\n")
+    commit_all(folder)
+
+    with pytest.raises(ValueError) as stopped:  # noqa: PT011 -- what it says is compared
+        run_update(folder, answers, defaults=True, overwrite=True, quiet=True)
+
+    assert [each for each in faults if each not in str(stopped.value)] == [], stopped.value
+    assert git(folder, "status", "--porcelain", "--ignored") == ""
+
+
+def test_database_left_out_with_its_file_gone_does_not_stop_the_update(
+    repository: Path, tmp_path: Path
+) -> None:
+    folder = copy_orders(repository, tmp_path / "orders", [PRIMARY, SALES])
+    for name in ("primary", "sales"):
+        (folder / "src" / "orders" / "databases" / f"{name}.py").unlink()
+    commit_all(folder)
+
+    update(folder, [SALES])
+
+    assert (folder / "src" / "orders" / "databases" / "sales.py").exists()
 
 
 def test_update_to_another_name_waits_until_the_package_is_renamed(

@@ -1,5 +1,6 @@
 """The list of releases, the changelog and the history agree."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,13 @@ def test_what_was_said_of_a_release_stays() -> None:
         then = git(ROOT, "show", f"{release.commit}:CHANGELOG.md")
         said = notes(then, release.version) or notes(then, "Unreleased")
         assert notes(changelog, release.version) == said
+
+
+def test_changelog_is_shown_after_an_update() -> None:
+    """Copier renders it for that, so no line of it may look like Jinja."""
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+    assert re.findall(r"\{[{%#].*", changelog) == []
 
 
 @pytest.fixture

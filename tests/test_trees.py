@@ -18,6 +18,7 @@ BARE: dict[str, Any] = {"ci": "none", "containers": False, "licence": "proprieta
 ONE_DATABASE = {
     ".copier-answers.yml",
     ".env.example",
+    ".gitattributes",
     ".gitignore",
     "AGENTS.md",
     "README.md",

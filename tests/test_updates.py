@@ -1,20 +1,25 @@
 """Services that their owners have edited are updated from every release, without conflict."""
 
+import os
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from dbkit import template_version
 from owner import ANCHOR
 from releases import ROOT, Release, git, listed
 from rendering import Renderer, commit_all
 from running import manage, run, running
+from test_install import UV
 from updating import (
     HEAD,
     Owned,
+    Tree,
     answers_of,
     cases,
     copy,
@@ -30,6 +35,7 @@ from updating import (
 from variants import Variant, curated
 
 BIN = Path(sys.executable).parent
+PATH = os.pathsep.join([str(BIN), os.environ["PATH"]])
 VARIANTS = list(curated())
 
 
@@ -108,6 +114,29 @@ def test_updated_service_works_and_has_nothing_to_update(
         assert check.returncode == 0, check.stdout
 
 
+def test_check_says_whether_the_template_has_a_newer_release(
+    history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    answers = tmp_path / ".copier-answers.yml"
+    for commit, source, said in [
+        (listed()[0].tag, history, f"0.1.0; {HEAD[1:]} is out: copier update --defaults"),
+        ("v0.2.0-3-g1a2b3c", f"git+{history.as_uri()}", f"0.2.0; {HEAD[1:]} is out: copier"),
+        (HEAD, f"'{history}'", f"{HEAD[1:]}, the newest release"),
+        (HEAD, tmp_path / "nothing", f"{HEAD[1:]}; its newest release is unknown: the template"),
+    ]:
+        answers.write_text(f"_commit: {commit}\n_src_path: {source}\n")
+        assert (template_version.describe(tmp_path) or "").startswith(f"template {said}")
+
+    monkeypatch.setenv("CI", "true")
+    assert template_version.describe(tmp_path) is None
+    monkeypatch.delenv("CI")
+    answers.write_text("ci: none\n")  # It was rendered from a folder, of no release.
+    assert template_version.describe(tmp_path) is None
+    answers.unlink()
+    assert template_version.describe(tmp_path) is None
+
+
 # ----------------------------------------------------------------------------- recorded answers
 
 
@@ -161,6 +190,7 @@ def test_names_that_a_release_allowed_are_kept(
     assert f"_commit: {HEAD}\n" in (folder / ".copier-answers.yml").read_text()
     checked = manage(folder, "check")
     assert checked.returncode == 0, checked.stdout
+    assert checked.stdout.endswith(f"\ntemplate {HEAD[1:]}, the newest release.\n")
 
 
 def test_validators_that_depend_on_recorded_answers_are_run_in_updates() -> None:
@@ -174,7 +204,7 @@ def test_validators_that_depend_on_recorded_answers_are_run_in_updates() -> None
         name
         for name, question in questions.items()
         if not name.startswith("_") and "recorded" in question.get("validator", "")
-    } == {"project_name", "databases"}
+    } == {"project_name", "databases", "licence"}
 
 
 # ------------------------------------------------------------------------------------- ownership
@@ -201,6 +231,149 @@ def test_shared_files_end_with_their_anchor(files: set[str], render: Renderer) -
     shared = [name for name in files if owner_of(name) == "shared"]
 
     assert [name for name in shared if not service[name].endswith(ANCHOR.encode())] == []
+
+
+# ------------------------------------------------------------------------ shared files over time
+
+
+SHARED = [path for path, owner in owners().items() if owner == "shared"]
+STABLE_SINCE = (0, 3, 1)
+"""Releases before this one changed, or moved, lines that owners' additions are found by."""
+
+
+def context(text: str) -> list[list[str]]:
+    """Return the lines by which Git finds what stands below each anchor."""
+    lines = text.splitlines(keepends=True)
+    return [
+        lines[at - 2 : at + 1] for at, line in enumerate(lines) if line.strip() + "\n" == ANCHOR
+    ]
+
+
+def shared_faults(then: Tree, now: Tree) -> list[str]:
+    """Say what an update would take owners' lines from: changes near anchors, and moved lines."""
+    found: list[str] = []
+    for name in SHARED:
+        old, new = then[name].decode(), now[name].decode()
+        if context(old) != context(new):
+            found.append(f"{name}: other lines above an anchor")
+        both = Counter(old.splitlines()) & Counter(new.splitlines())
+        once = {line for line, count in both.items() if count == 1 and line.strip()}
+        if [line for line in old.splitlines() if line in once] != [
+            line for line in new.splitlines() if line in once
+        ]:
+            found.append(f"{name}: lines were moved")
+    return found
+
+
+def test_shared_files_only_grow_between_their_anchors(
+    history: Path, render: Renderer, tmp_path: Path
+) -> None:
+    answers = chosen("four-databases").answers
+    now = tree(render(**answers).path)
+
+    for release in [each for each in listed() if each.number >= STABLE_SINCE]:
+        then = tree(copy(history, tmp_path / release.version, answers, release.tag))
+        assert shared_faults(then, now) == [], release
+
+
+def test_shared_files_that_change_near_an_anchor_or_move_lines_are_noticed(
+    render: Renderer,
+) -> None:
+    now = tree(render(**chosen("four-databases").answers).path)
+
+    def faults_of(old: str, new: str) -> list[str]:
+        text = now["pyproject.toml"].decode()
+        assert old in text
+        return shared_faults(now, now | {"pyproject.toml": text.replace(old, new).encode()})
+
+    assert faults_of("# three lines", "# some lines") == [
+        "pyproject.toml: other lines above an anchor"
+    ]
+    moved = re.findall(r'    "(?:anyio|httpx)[^\n]*\n', now["pyproject.toml"].decode())
+    assert faults_of("".join(moved), "".join(reversed(moved))) == [
+        "pyproject.toml: lines were moved"
+    ]
+    assert faults_of("dev = [\n", 'dev = [\n    "new>=1",\n') == []
+
+
+@pytest.mark.parametrize("release", listed(), ids=lambda release: release.version)
+def test_what_uv_adds_is_kept(history: Path, tmp_path: Path, release: Release) -> None:
+    """Before 0.3.0 it sorted into the template's lists, which may conflict with later lines."""
+    folder = copy(history, tmp_path / "service", chosen("sqlite-bare").answers, release.tag)
+    added = {"": ["pydantic-settings", "redis", "boto3"], "--dev": ["mypy", "polyfactory"]}
+    for option, names in added.items():
+        add = run(folder, UV, "add", "--frozen", *option.split(), *names)
+        assert add.returncode == 0, add.stdout
+    commit_all(folder)
+
+    update(folder)
+
+    text = (folder / "pyproject.toml").read_text()
+    assert [name for names in added.values() for name in names if f'"{name}"' not in text] == []
+    unmerged = git(folder, "diff", "--name-only", "--diff-filter=U")
+    assert unmerged in (["", "pyproject.toml\n"] if release.number < (0, 3) else [""])
+
+
+# Settings with which Copier does not see what it could not merge, or a file at all.
+OF_OWNERS = """\
+[core]
+excludesFile = {folder}/excludes
+[init]
+defaultBranch = main
+templateDir = {folder}/template
+[status]
+showUntrackedFiles = no
+[user]
+name = Test
+email = test@example.com
+"""
+
+
+def test_update_by_hand_under_settings_of_git(owned: Owned, history: Path, tmp_path: Path) -> None:
+    """Lines below the anchors are kept, and a file that is left unmerged is named."""
+    template = shutil.copytree(history, tmp_path / "template")
+    service = owned.duplicate(tmp_path / "service", template).folder
+    change("ruff.toml", "100", "90")(service)
+    commit_all(service)
+    change("template/ruff.toml", "100", "120")(template)
+    change("template/.env.example.jinja", "# DATABASE_URL", "# Any.\n# DATABASE_URL")(template)
+    change("template/pyproject.toml.jinja", '"alembic>=1.20', '"alembic>=1.21')(template)
+    commit_all(template, tag="v100.0.0")
+    (tmp_path / "git" / "template" / "info").mkdir(parents=True)
+    (tmp_path / "git" / "template" / "info" / "exclude").write_text("*.toml\n")
+    (tmp_path / "git" / "excludes").write_text(".env*\npyrightconfig.json\n")
+    (tmp_path / "gitconfig").write_text(OF_OWNERS.format(folder=tmp_path / "git"))
+    variables = {"GIT_CONFIG_GLOBAL": str(tmp_path / "gitconfig")}
+
+    # Copier has read the environment of this process already.
+    done = run(service, BIN / "copier", "update", "--defaults", variables=variables)
+
+    assert done.returncode == 0, done.stdout
+
+    assert "WAREHOUSE=north\n" in (service / ".env.example").read_text()
+    assert "# Any.\n" in (service / ".env.example").read_text()
+    text = (service / "pyproject.toml").read_text()
+    assert "tenacity" in text
+    assert "freezegun" in text
+    assert "alembic>=1.21" in text
+    said = done.stdout.partition("NOT MERGED, and not shown by Git")[2]
+    assert said.splitlines()[2:4] == ["* ruff.toml.rej", ""]
+
+    git(service, "reset", "--quiet", "--hard")
+    git(service, "clean", "--quiet", "--force", "-d")
+    command = documented("GIT_CONFIG_GLOBAL=/dev/null")
+    done = run(service, "bash", "-c", command, variables=variables | {"PATH": PATH})
+
+    assert "NOT MERGED" not in done.stdout
+    assert git(service, "diff", "--name-only", "--diff-filter=U") == "ruff.toml\n"
+
+
+def documented(begin: str) -> str:
+    """Return a block of commands of docs/updating.md."""
+    text = (ROOT / "docs" / "updating.md").read_text(encoding="utf-8")
+    blocks: list[str] = re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (block,) = [each for each in blocks if each.startswith(begin)]
+    return block
 
 
 # -------------------------------------------------------------------------------------- mutations
@@ -360,6 +533,15 @@ def test_changes_of_the_templates_files_are_conflicts_and_an_update_can_be_taken
     text = (ROOT / "docs" / "updating.md").read_text(encoding="utf-8")
     (listing,) = re.findall("`(git diff --name.*?)`", text)
     (taking_back,) = re.findall("`(git reset.*?)`", text)
+
+    preview = documented("git worktree add")
+    shown = run(service, "bash", "-c", preview, variables={"PATH": PATH, "GIT_PAGER": "cat"}).stdout
+
+    assert "+_commit: v100.0.0\n" in shown
+    assert "+# New.\n" in shown
+    assert not (service.parent / "preview").exists()
+    assert git(service, "worktree", "list", "--porcelain").count("worktree ") == 1
+    assert git(service, "status", "--porcelain", "--ignored") == ""
 
     update(service)
 

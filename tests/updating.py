@@ -18,7 +18,7 @@ from variants import Variant
 HEAD = "v99.0.0"
 """What the template as it stands is called."""
 
-PARTS = ("copier.yml", "includes", "template")
+PARTS = ("copier.yml", "CHANGELOG.md", "includes", "template")
 """What Copier reads of the template's repository."""
 
 CONFLICT = re.compile(rb"^(<{7}|={7}|>{7})( |$)", re.MULTILINE)
