@@ -37,6 +37,24 @@ async def test_a_listener_that_fails_when_a_connection_is_opened_costs_no_place(
         assert await select(engine) == 1
 
 
+@pytest.mark.parametrize(
+    "mistake",
+    [exc.ArgumentError("no such isolation level"), exc.InvalidRequestError("not that way")],
+    ids=lambda mistake: type(mistake).__name__,
+)
+async def test_a_mistake_that_sqlalchemy_finds_at_a_connect_is_no_outage(
+    database_url: URL, mistake: Exception
+) -> None:
+    async with engine_on(database_url, pool_size=1) as engine:
+
+        @event.listens_for(engine.sync_engine, "connect")
+        def prepare(*_: object) -> None:
+            raise mistake
+
+        with pytest.raises(type(mistake), match=str(mistake)):
+            await select(engine)
+
+
 @pytest.mark.parametrize("when", ["reset", "checkin"])
 async def test_a_listener_that_fails_at_a_return_costs_no_place(
     database_url: URL, when: str, caplog: pytest.LogCaptureFixture

@@ -7,7 +7,7 @@ SQLSTATE that PostgreSQL gives for the same thing.
 
 from dataclasses import dataclass
 
-from sqlalchemy.exc import DataError
+from sqlalchemy.exc import ArgumentError, DataError, InvalidRequestError
 
 # The server is leaving, or is no longer the primary: the connection is of no more use.
 READ_ONLY = "25006"
@@ -96,8 +96,9 @@ MYSQL_CLIENT = range(2000, 3000)
 BUGS = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError),
     *(NameError, NotImplementedError, TypeError, ValueError),
+    *(ArgumentError, InvalidRequestError),
 )
-"""What a mistake in Python raises."""
+"""What a mistake in Python raises, or in what SQLAlchemy is told."""
 
 
 @dataclass(frozen=True, slots=True)
