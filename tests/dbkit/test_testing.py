@@ -122,7 +122,11 @@ def test_all_else_passes(outcomes: dict[str, str]) -> None:
             "primary: the sandbox has one connection, and this task holds it already",
             "the first",
         ),
-        ("a_lost_connection", "primary: the sandbox's connection was lost", "after the loss"),
+        (
+            "a_lost_connection",
+            "primary: the sandbox was lost (a statement was cancelled",
+            "after the loss",
+        ),
         ("one_statement_too_many", "2 statements, not 1:\n  primary: SELECT items.id", None),
         ("one_checkout_too_many", "2 checkouts, not 1:\n  primary: ", "the other checkout"),
         ("a_wrong_name", "no database primry; there is primary, audit", None),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         PoolOverloaded,
         PoolTimeout,
         ReadOnly,
+        TransactionAborted,
         Unreachable,
     )
     from .exception_handlers import DATABASE_RESPONSES, Problem, problem
@@ -45,6 +46,7 @@ __all__ = [
     "Problem",
     "ReadOnly",
     "Reader",
+    "TransactionAborted",
     "Unreachable",
     "install",
     "problem",
@@ -65,6 +67,7 @@ _MODULES = {
     "PoolOverloaded": "errors",
     "PoolTimeout": "errors",
     "ReadOnly": "errors",
+    "TransactionAborted": "errors",
     "Unreachable": "errors",
     "DATABASE_RESPONSES": "exception_handlers",
     "Problem": "exception_handlers",

@@ -20,7 +20,7 @@ from sqlalchemy.util import greenlet_spawn
 from .context import shield
 from .detectors import Detectors
 from .engine import create_engine, hosts
-from .errors import NotOpen, ReadOnly, Unreachable
+from .errors import NotOpen, ReadOnly, TransactionAborted, Unreachable
 from .health import Probe
 from .pool import FairPool
 from .readers import AUTOCOMMIT, Parameters, Reader, refuse_text, run_alone
@@ -28,6 +28,7 @@ from .replicas import History, PrimaryProbe, ReplicaProbe, ReplicaReader, note_c
 from .settings import DatabaseSettings, Declared, environment, origins, read_settings
 from .sqlstates import may_succeed_again
 from .telemetry import record_times
+from .transactions import CheckedSession
 from .urls import Dialect
 from .usage import SHOWN_HOLDERS
 
@@ -46,7 +47,7 @@ class Opened:
 
     settings: DatabaseSettings
     engine: AsyncEngine
-    sessions: async_sessionmaker[AsyncSession]
+    sessions: async_sessionmaker[CheckedSession]
     reader: Reader
     probe: Probe
 
@@ -173,7 +174,13 @@ class Database:
             self.name, self.env_prefix, settings, read_only=read_only, poolclass=poolclass
         )
         # A session that outlives its dependency raises instead of taking a connection for good.
-        sessions = async_sessionmaker(engine, expire_on_commit=False, close_resets_only=False)
+        sessions = async_sessionmaker(
+            engine,
+            class_=CheckedSession,
+            expire_on_commit=False,
+            close_resets_only=False,
+            info={"database": self.name},
+        )
         primary = self.replica_of
         reader = ReplicaReader(self, primary, engine) if primary else Reader(self.name, engine)
         return Opened(settings, engine, sessions, reader, self._make_probe(settings))
@@ -293,8 +300,9 @@ class Database:
                     await session.flush()
                     commit_sent = True
                 return result  # noqa: TRY300 -- the commit above belongs in the try
-            except DBAPIError as error:
-                if commit_sent or attempt == attempts or not may_succeed_again(error):
+            except (DBAPIError, TransactionAborted) as error:
+                unknown = commit_sent and not isinstance(error, TransactionAborted)
+                if unknown or attempt == attempts or not may_succeed_again(error):
                     raise
             # Both sides of a conflict try again, but not in the same moment.
             await asyncio.sleep(random.uniform(0, RETRY_DELAY * 2**attempt))  # noqa: S311 -- no secret

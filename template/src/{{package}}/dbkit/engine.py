@@ -1,14 +1,10 @@
 """Engines: SQLAlchemy's own, with timeouts and a name on every connection."""
 
-import asyncio
 import logging
 import random
 import socket
-import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import import_module
-from threading import Thread
 from typing import Any
 
 from sqlalchemy import URL, Connection, event
@@ -18,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only
 
-from . import mysql
+from . import mysql, sqlite
 from .credentials import REFUSED, TLS_PARAMETERS, Credentials, tls
 from .errors import Unreachable
 from .failures import driver_error, schema_differs
@@ -27,8 +23,10 @@ from .metadata import NoTimeZone
 from .pgbouncer import behind_pgbouncer
 from .pool import FairPool
 from .pool.drivers import statement_note, watched
+from .postgresql import connection_class
 from .settings import DatabaseSettings
 from .sqlstates import BUGS, DISCONNECTED, READ_ONLY, UNKNOWN_STATEMENT, sqlstate
+from .transactions import note_failure, refuse_after_failure, refuse_control
 from .urls import shown
 from .usage import time_statements
 
@@ -100,18 +98,21 @@ def create_engine(
     def note_error(context: ExceptionContext) -> Exception | None:
         if sqlstate(context.original_exception) in UNKNOWN_STATEMENT and not settings.pgbouncer:
             logger.error("%s: %s", name, undeclared(prefix))
-        return handle_error(name, context, read_only=read_only)
+        instead = handle_error(name, context, read_only=read_only)
+        return note_failure(name, context) or instead
 
     if dialect_name == "mysql":
         mysql.prepare(engine, lambda: create_engine(name, prefix, settings, pooled=False))
     if pooled:
         time_statements(engine.sync_engine, statement_note(dialect_name))
+        event.listen(engine.sync_engine, "do_execute", refuse_control)
     if dialect_name == "sqlite":
         # SQLAlchemy's own wait for the file, where a caller that is cancelled loses the connection.
         dialect: Any = engine.dialect  # As it types its methods, they could not be replaced.
         dialect.set_isolation_level = dialect.reset_isolation_level = mysql.leave_to_begin
         event.listen(engine.sync_engine, "begin", begin_sqlite)
         event.listen(engine.sync_engine, "invalidate", end_sqlite)
+        event.listen(engine.sync_engine, "do_execute", refuse_after_failure)
     return engine
 
 
@@ -196,16 +197,16 @@ def connect_args(
 ) -> dict[str, Any]:
     """Translate the timeouts, in seconds, to the driver's own arguments."""
     if settings.url.get_backend_name() == "sqlite":
-        return {"timeout": settings.lock_timeout, "async_creator_fn": open_sqlite}
+        return {"timeout": settings.lock_timeout, "async_creator_fn": sqlite.opener(name)}
     label = f"{SERVICE}:{name}"
     # Behind the server's own timeout, which keeps the connection: for a server that is frozen.
     fence = settings.statement_timeout + FENCE if settings.statement_timeout else None
     if settings.url.get_backend_name() == "mysql":
-        return mysql.connect_args(label, settings, fence)
+        return mysql.connect_args(name, label, settings, fence)
     arguments: dict[str, Any] = {
         "timeout": settings.connect_timeout,
         "command_timeout": fence,
-        "connection_class": watched(import_module("asyncpg").Connection),
+        "connection_class": watched(connection_class(name)),
         "server_settings": {
             "application_name": label,
             "statement_timeout": milliseconds(settings.statement_timeout),
@@ -258,18 +259,6 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f}"
 
 
-async def open_sqlite(*args: Any, **kwargs: Any) -> Any:
-    """Open a file; if that fails, wait for the thread of the driver: it needs the event loop."""
-    connection = import_module("aiosqlite").connect(*args, **kwargs)
-    thread: Thread = connection._thread  # noqa: SLF001 -- as SQLAlchemy itself has it
-    thread.daemon = True
-    try:
-        return await connection
-    except sqlite3.Error:
-        await asyncio.to_thread(thread.join)
-        raise
-
-
 def prepare_sqlite(connection: Any) -> None:
     """Set what SQLite leaves off: foreign keys, a journal that lets readers read."""
     try:
@@ -291,6 +280,8 @@ def begin_sqlite(connection: Connection) -> None:
     """
     if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+        driver: Any = connection.connection.driver_connection
+        driver.failure, driver.begun = None, True
 
 
 def end_sqlite(connection: Any, _record: object, _error: object) -> None:

@@ -55,6 +55,17 @@ class ReadOnly(DatabaseError, exc.InvalidRequestError):
         )
 
 
+class TransactionAborted(DatabaseError, exc.InvalidRequestError):
+    """The transaction was undone before its end: nothing of it is stored.
+
+    Its cause is the error that undid it, if that is known, and `sqlstate` the code of that.
+    """
+
+    def __init__(self, database: str, detail: str, sqlstate: str | None = None) -> None:
+        super().__init__(database, detail)
+        self.sqlstate = sqlstate
+
+
 class Unreachable(DatabaseError, exc.OperationalError):
     """The server did not accept a connection, or the connection was lost.
 

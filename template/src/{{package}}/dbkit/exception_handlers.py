@@ -15,11 +15,18 @@ from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
-from .errors import DatabaseError, PoolClosed, PoolOverloaded, PoolTimeout, Unreachable
+from .errors import (
+    DatabaseError,
+    PoolClosed,
+    PoolOverloaded,
+    PoolTimeout,
+    TransactionAborted,
+    Unreachable,
+)
 from .failures import Failure, can_be_input, failure_of
 from .lines import raising_lines, write
 from .page.access import may_see
-from .sqlstates import STALE, Answer, answer, is_stale
+from .sqlstates import CONFLICT, STALE, Answer, answer, is_retryable, is_stale
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +164,9 @@ async def database_unavailable(request: Request, error: Exception) -> JSONRespon
     """
     assert isinstance(error, DatabaseError)  # noqa: S101 -- what it is registered for.
     # The pool has logged the beginning of the overload or the outage, and will log its end.
+    if isinstance(error, TransactionAborted) and is_retryable(error.sqlstate):
+        logger.error("%s", error)
+        return problem(HTTPStatus.SERVICE_UNAVAILABLE, f"{error.database}: {CONFLICT}")
     if (detail := UNAVAILABLE.get(type(error))) is None:
         raise error
     open_ = may_see(request, request.app.state.databases.service.pools_token)

@@ -1,31 +1,61 @@
 """MySQL and MariaDB: settings of a session, TLS, modes of commit, the end of statements."""
 
 import asyncio
+import re
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from math import ceil
 from typing import Any, cast
 
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
 from . import credentials
 from .pool import FairPool
 from .settings import DatabaseSettings
+from .transactions import BLANKS, Failure, aborted, name_of, refuse_after_failure
 
 KILL_TIMEOUT = 5.0
 """Seconds in which what a cancelled caller left is stopped, or else runs to its own timeout."""
 SERVER_LOST = 2013
+LOCK_WAIT_TIMEOUT = 1205
+UNDOES = frozenset(
+    {
+        1020,  # the row has changed since it was read; MariaDB, innodb_snapshot_isolation
+        1206,  # the lock table is full
+        1213,  # deadlock
+        LOCK_WAIT_TIMEOUT,  # with innodb_rollback_on_timeout, which is asked when it matters
+    }
+)
+"""Errors with which the server may have rolled back the whole transaction."""
+COMMITS = re.compile(
+    BLANKS + r"((?:CREATE|ALTER|DROP|RENAME|TRUNCATE|LOCK|GRANT|REVOKE)(?!\s+TEMPORARY)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Statements before which the server commits what there is."""
+VALUES = re.compile(r"['\"(\d]")
+IMPLICIT_COMMIT = """\
+{name}: {statement} would commit what this transaction has done so far, and is no part of it
+  run it before the rest, or by itself: `await {name}.execute(...)`, a migration."""
+Driver: Any = object
+"""Stands for asyncmy's, which is not there where all databases are others."""
+NO_SUCH_SAVEPOINT = 1305
+"""Or procedure, or function."""
 LONGEST_WAIT = 31_536_000
 """Seconds that stand for "as long as it takes": the most that both servers take, a year."""
 
 
-def connect_args(label: str, settings: DatabaseSettings, fence: float | None) -> dict[str, Any]:
+def connect_args(
+    name: str, label: str, settings: DatabaseSettings, fence: float | None
+) -> dict[str, Any]:
     """Translate the settings to asyncmy's arguments; `fence` in seconds is for a frozen server."""
     return {
+        "async_creator_fn": opener(name),
         "connect_timeout": settings.connect_timeout,
         "read_timeout": fence,
         "program_name": label,  # in performance_schema.session_connect_attrs
@@ -75,6 +105,8 @@ def begin(connection: Connection) -> None:
     """Begin as the connection is told to, which is left as it is for whoever comes next."""
     level = connection.get_execution_options().get("isolation_level")
     connection.connection.autocommit(level == "AUTOCOMMIT")  # Nothing is sent if it is so already.
+    driver: Any = connection.connection.driver_connection
+    driver.failure, driver.begun = None, level != "AUTOCOMMIT"
     if level not in {None, "AUTOCOMMIT"}:
         connection.exec_driver_sql(f"SET TRANSACTION ISOLATION LEVEL {level}")
 
@@ -83,9 +115,115 @@ def leave_to_begin(_connection: DBAPIConnection, _level: str | None = None) -> N
     """Set no isolation level: `begin` does."""
 
 
+class CheckedConnection(Driver):
+    """asyncmy's connection, whose transactions do not end undone in silence."""
+
+    database_name: str
+    failure: Failure | None = None
+    """What may have undone the transaction."""
+    begun = False
+    """Whether a transaction of SQLAlchemy's has begun, and has not been ended."""
+
+    @property
+    def is_undone(self) -> bool:
+        """Whether the transaction has surely been undone."""
+        failure = self.failure
+        return failure is not None and number(failure.error) != LOCK_WAIT_TIMEOUT
+
+    def note_failure(self, original: BaseException, failure: Failure) -> None:
+        """Note how SQLAlchemy raises an error: that one passes the service's own lines."""
+        if self.failure and self.failure.error is original:
+            self.failure = failure
+
+    async def query(self, sql: Any, unbuffered: bool = False) -> Any:
+        """Run a statement: the server says whether there is a transaction after it."""
+        parent: Any = super()
+        before: bool = self.get_transaction_status()
+        try:
+            found = await parent.query(sql, unbuffered)
+        except Exception as error:
+            if (before or self.begun) and not self.is_undone and undoes(number(error), sql):
+                self.failure = Failure(outline(sql), error)
+            raise
+        if before and self.begun and not self.get_transaction_status() and not self.is_undone:
+            self.failure = Failure(outline(sql))  # It has committed, or rolled back.
+        return found
+
+    async def begin(self) -> None:
+        """Begin."""
+        parent: Any = super()
+        await parent.begin()
+        self.failure = None
+
+    async def commit(self) -> None:
+        """Commit, if what was begun is still there."""
+        parent: Any = super()
+        failure = self.failure
+        if failure and (self.is_undone or await self._rolls_back_on_timeout()):
+            await self.rollback()  # What came after it.
+            raise aborted(self.database_name, failure)
+        await parent.commit()
+        self.failure, self.begun = None, False
+
+    async def rollback(self) -> None:
+        """Roll back."""
+        parent: Any = super()
+        await parent.rollback()
+        self.failure, self.begun = None, False
+
+    async def _rolls_back_on_timeout(self) -> bool:
+        async with self.cursor() as cursor:
+            await cursor.execute("SELECT @@innodb_rollback_on_timeout")
+            (on,) = await cursor.fetchone()
+        return bool(on)
+
+
+def opener(name: str) -> Callable[..., Any]:
+    """Make the function that connects to database `name`."""
+    bases = (CheckedConnection, import_module("asyncmy.connection").Connection)
+    made: Any = type("CheckedConnection", bases, {"database_name": name})
+
+    async def connect(**arguments: Any) -> Any:
+        connection = made(**arguments)
+        await connection.connect()
+        return connection
+
+    return connect
+
+
+def undoes(number: int | None, sql: str) -> bool:
+    """Whether an error of a statement may mean that the whole transaction is gone."""
+    is_savepoint = sql.startswith(("RELEASE ", "ROLLBACK "))
+    return number in UNDOES or (number == NO_SUCH_SAVEPOINT and is_savepoint)
+
+
+def outline(sql: str) -> str:
+    """Return what comes before the first value: asyncmy writes them into the statement."""
+    return VALUES.split(sql, maxsplit=1)[0]
+
+
+def number(error: BaseException | None) -> int | None:
+    """Return the number of a server's error, also of one that SQLAlchemy has wrapped."""
+    original = getattr(error, "orig", error)
+    return original.args[0] if original is not None and original.args else None
+
+
+def refuse_implicit_commit(
+    _cursor: object, statement: str, _parameters: object, context: Any
+) -> None:
+    """Refuse what commits on these servers what the transaction has done so far."""
+    if not (context.is_text or context.isddl) or (found := COMMITS.match(statement)) is None:
+        return
+    if context.root_connection.connection.driver_connection.get_transaction_status():
+        name, word = name_of(context), found[1].upper()
+        raise InvalidRequestError(IMPLICIT_COMMIT.format(name=name, statement=word))
+
+
 def prepare(engine: AsyncEngine, another: Callable[[], AsyncEngine]) -> None:
     """Set what this engine does beside SQLAlchemy's; `another` makes one without a pool."""
     save_round_trips(engine.sync_engine)
+    event.listen(engine.sync_engine, "do_execute", refuse_after_failure)
+    event.listen(engine.sync_engine, "do_execute", refuse_implicit_commit)
     if isinstance(engine.pool, FairPool):
         stop_what_is_left(engine, another())
 

@@ -12,6 +12,9 @@ from sqlalchemy.exc import ArgumentError, DataError, InvalidRequestError
 # The server is leaving, or is no longer the primary: the connection is of no more use.
 READ_ONLY = "25006"
 DISCONNECTED = frozenset({READ_ONLY, "57P01", "57P02", "57P03"})
+# A statement in a transaction that is aborted already: another one has failed before.
+IN_ABORTED = "25P02"
+INTERRUPTED = "57014"
 # A prepared statement is there already, or is gone: somebody else uses the connection too.
 UNKNOWN_STATEMENT = frozenset({"26000", "42P05"})
 
@@ -42,6 +45,7 @@ SQLITE = {
 
 # Where the SQLSTATE that the server sends says less: 23000 is every constraint, HY000 anything.
 MYSQL = {
+    1020: "40001",  # the row has changed since it was read; MariaDB, innodb_snapshot_isolation
     1022: "23505",  # a duplicate key
     1021: "53100",  # the disk is full
     1040: "53300",  # too many connections
@@ -109,6 +113,7 @@ class Answer:
     detail: str
 
 
+CONFLICT = "conflicts with another transaction; try again"
 STALE = Answer(503, "the tables have just changed; try again")
 
 ANSWERS = {
@@ -122,7 +127,7 @@ ANSWERS = {
     "25006": Answer(503, "the database is read-only at the moment"),
     "25P03": Answer(504, "the transaction was idle for too long"),
     "25P04": Answer(504, "the transaction took too long"),
-    "40": Answer(503, "conflicts with another transaction; try again"),
+    "40": Answer(503, CONFLICT),
     "53": Answer(503, "the database is out of resources"),
     "54": Answer(422, "a value is too large"),
     "55P03": Answer(503, "the row is locked by another transaction; try again"),

@@ -4,7 +4,6 @@ The service's code, SQLAlchemy's engine, sessions and pool run unchanged. Only t
 told otherwise: BEGIN takes a savepoint, COMMIT releases it, ROLLBACK goes back to it.
 """
 
-import re
 from contextlib import closing
 from typing import Any
 
@@ -21,21 +20,9 @@ from ..lines import calling_lines
 from ..pool import FairPool
 from ..pool.drivers import statement_note
 from ..session_state import Left
+from ..sqlstates import IN_ABORTED, sqlstate
+from ..transactions import CONTROL, aborted, refuse_control
 from .watch import COMMITTED
-
-CONTROL = re.compile(
-    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
-    r"(BEGIN|START\s+TRANSACTION|COMMIT|END|ABORT|ROLLBACK(?!.*\bTO\b)|PREPARE\s+TRANSACTION)\b",
-    re.IGNORECASE | re.DOTALL,
-)
-"""Statements that would begin or end the transaction that the sandbox is."""
-
-COMMITS_ON_MYSQL = re.compile(
-    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
-    r"((?:CREATE|ALTER|DROP|RENAME|TRUNCATE|LOCK|GRANT|REVOKE)(?!\s+TEMPORARY)\b)",
-    re.IGNORECASE | re.DOTALL,
-)
-"""Statements before which MySQL commits what there is."""
 
 REFUSED = """\
 {name}: {statement} would end the sandbox, and what the test wrote would stay:
@@ -44,8 +31,8 @@ REFUSED = """\
   2. or {committed}."""
 
 LOST = """\
-{name}: the sandbox's connection was lost (a statement was cancelled, or it was closed), and what
-the test had committed went with it:
+{name}: the sandbox was lost (a statement was cancelled, its connection was closed, or the server
+rolled everything back), and what the test had committed went with it:
   {line}
   {committed}."""
 
@@ -76,9 +63,14 @@ class Sandbox:
         self._dialect.do_execute_no_params = self._execute_no_params
         self._dialect.set_isolation_level = self._set_isolation_level
         self._dialect.reset_isolation_level = self._reset_isolation_level
-        for begin in (begin_sqlite, mysql.begin):
-            if event.contains(engine.sync_engine, "begin", begin):
-                event.remove(engine.sync_engine, "begin", begin)
+        for moment, listener in (
+            ("begin", begin_sqlite),
+            ("begin", mysql.begin),
+            ("do_execute", refuse_control),  # The sandbox does, for its own reason.
+            ("do_execute", mysql.refuse_implicit_commit),
+        ):
+            if event.contains(engine.sync_engine, moment, listener):
+                event.remove(engine.sync_engine, moment, listener)
 
     async def end(self, engine: AsyncEngine) -> str | None:
         """Roll back; return what went wrong."""
@@ -127,19 +119,39 @@ class Sandbox:
                 run(connection, "BEGIN IMMEDIATE")  # The others begin by themselves.
             run(connection, "SAVEPOINT sandbox")
             self._begun = connection
-        if self._autocommit is not connection:
+        driver = proxy.driver_connection
+        driver.failure, driver.begun = None, self._autocommit is not connection
+        if driver.begun:
             run(connection, "SAVEPOINT in_sandbox")
             self._in_savepoint = True
 
     def _do_commit(self, proxy: Any) -> None:
-        self._committed = True
         if self._in_savepoint and proxy.dbapi_connection is self._begun:
-            run(self._begun, "RELEASE SAVEPOINT in_sandbox")
+            driver = proxy.driver_connection
+            try:
+                if not driver.is_undone:
+                    run(self._begun, "RELEASE SAVEPOINT in_sandbox")
+            except Exception as error:
+                if driver.failure is None and sqlstate(error) != IN_ABORTED:
+                    raise
+                self._refuse_commit(proxy)
+            if driver.is_undone:
+                self._refuse_commit(proxy)
             self._in_savepoint = False
+        self._committed = True
+
+    def _refuse_commit(self, proxy: Any) -> None:
+        """Raise what a COMMIT does that comes too late; there is no transaction after it."""
+        undone = aborted(self.name, proxy.driver_connection.failure)
+        self._do_rollback(proxy)
+        raise undone from undone.__cause__
 
     def _do_rollback(self, proxy: Any) -> None:
         if self._begun is None or proxy.dbapi_connection is not self._begun:
             self._roll_back(proxy)
+        elif proxy.driver_connection.is_undone:  # The sandbox with it.
+            self._roll_back(proxy)
+            self._begun, self._in_savepoint = None, False
         elif self._in_savepoint:
             run(self._begun, "ROLLBACK TO SAVEPOINT in_sandbox", "RELEASE SAVEPOINT in_sandbox")
             self._in_savepoint = False
@@ -166,7 +178,7 @@ class Sandbox:
         self._note(execute.__self__, statement)
         found = CONTROL.match(statement)
         if found is None and self._dialect.name == "mysql":
-            found = COMMITS_ON_MYSQL.match(statement)
+            found = mysql.COMMITS.match(statement)
         if found:
             word = found[1].upper()
             line = " <- ".join(calling_lines())

@@ -1,0 +1,72 @@
+"""asyncpg's connection, which does not take a ROLLBACK for a COMMIT."""
+
+import re
+from importlib import import_module
+from typing import Any
+
+from .sqlstates import IN_ABORTED, sqlstate
+from .transactions import Failure, aborted
+
+ROLLBACK = re.compile(r"\b(?:rollback|abort)\b", re.IGNORECASE)
+
+Driver: Any = object
+"""Stands for asyncpg's, which is not there where all databases are others."""
+
+
+class CheckedConnection(Driver):
+    """A connection whose transactions do not end undone in silence."""
+
+    database_name: str
+    failure: Failure | None = None
+    """The latest statement of this transaction that failed, but for those refused because of
+    another: so it is what aborted the transaction, if that is aborted."""
+    is_undone = False
+    """Only the server knows: it refuses all that comes after, and says so at the COMMIT."""
+
+    def note_failure(self, original: BaseException, failure: Failure) -> None:
+        """Note a statement that failed."""
+        in_transaction = not self.is_closed() and self.is_in_transaction()
+        if in_transaction and is_servers(original) and sqlstate(original) != IN_ABORTED:
+            self.failure = failure
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        """Run statements: with asyncpg and SQLAlchemy, each BEGIN, COMMIT and ROLLBACK."""
+        parent: Any = super()
+        if query == "COMMIT;" and not self.is_closed() and not self.is_in_transaction():
+            raise aborted(self.database_name, self.failure)
+        try:
+            status: str = await parent.execute(query, *args, timeout=timeout)
+        except Exception as error:
+            if query.startswith("RELEASE ") and sqlstate(error) == IN_ABORTED:
+                undone = aborted(self.database_name, self.failure, "savepoint")
+                raise undone from undone.__cause__
+            self.note_failure(error, Failure(query, error))
+            raise
+        # An aborted transaction answers so to COMMIT.
+        if status == "ROLLBACK" and not ROLLBACK.search(query):
+            raise aborted(self.database_name, self.failure)
+        if not self.is_in_transaction():
+            self.failure = None
+        return status
+
+    async def _do_execute(self, query: str, *args: Any, **options: Any) -> Any:
+        parent: Any = super()
+        try:
+            return await parent._do_execute(query, *args, **options)  # noqa: SLF001 -- ours
+        except Exception as error:
+            self.note_failure(error, Failure(query, error))
+            raise
+
+
+def connection_class(name: str) -> type[CheckedConnection]:
+    """Make the class of connections to database `name`."""
+    asyncpg = import_module("asyncpg")
+    members = {"database_name": name}
+    return type("CheckedConnection", (CheckedConnection, asyncpg.Connection), members)
+
+
+def is_servers(error: BaseException | None) -> bool:
+    """Whether the server has sent an error: what asyncpg refuses to send aborts nothing."""
+    while error is not None and getattr(error, "severity_en", None) is None:
+        error = error.__cause__
+    return error is not None
