@@ -6,7 +6,7 @@ A client is blamed (409, 422) for what a value of its request can have caused, a
 import datetime as dt
 import enum
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 from mariadb import MariaDB, MySQL
 from sqlalchemy import Enum, ForeignKey, SmallInteger, String, Uuid, func, insert, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 SECRET = "hunter2"  # noqa: S105 -- what must not be shown
@@ -215,7 +216,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
     elif dialect == "mysql":
         server: MariaDB | MySQL = request.getfixturevalue(request.param)
         url = server.new_database().render_as_string(hide_password=False)
-    return Database("pets", dialect, url=url)
+    return Database("pets", dialect, base=Base, url=url)
 
 
 @pytest.fixture
@@ -251,3 +252,46 @@ async def test_a_client_is_blamed_for_what_its_input_can_have_caused(
         assert all(SECRET not in each.getMessage() + str(vars(each)) for each in logged)
         assert all("test_failures.py:" in each.getMessage() for each in logged)
     assert wrong == []
+
+
+async def test_what_a_migration_would_make_is_named_as_missing(database: Database) -> None:
+    async def notes(statement: Any) -> str:
+        with pytest.raises(DBAPIError) as caught:
+            await database.reader.execute(statement)
+        return "".join(getattr(caught.value, "__notes__", ()))
+
+    async with database.open():
+        assert "makemigrations --database pets" in await notes(select(Pet))
+        async with database.session() as session:
+            await session.execute(text("CREATE TABLE pets (id bigint PRIMARY KEY)"))
+        assert "makemigrations --database pets" in await notes(select(Pet))
+        assert await notes(text("SELECT nothing FROM pets")) == ""
+        assert await notes(text("SELECT id FROM elsewhere")) == ""
+
+
+@pytest.fixture(params=["mariadb", "mysql"])
+def small_packets(request: pytest.FixtureRequest) -> Iterator[Database]:
+    server: MariaDB | MySQL = request.getfixturevalue(request.param)
+    ((before,),) = server.run("SELECT @@GLOBAL.max_allowed_packet")
+    server.run(f"SET GLOBAL max_allowed_packet = {2 << 20}")
+    url = server.new_database().render_as_string(hide_password=False)
+    yield Database("pets", "mysql", url=url, pool_size=1)
+    server.run(f"SET GLOBAL max_allowed_packet = {before}")
+
+
+async def test_what_no_packet_holds_is_422_and_keeps_its_connection(
+    small_packets: Database,
+) -> None:
+    service = Service(small_packets)
+    add = text("INSERT INTO words VALUES (:word)")
+    for name, size in (("fits", 3 << 19), ("does_not", 3 << 20), ("escaped", 3 << 19)):
+        service.add_route(name, add, {"word": ("'" if name == "escaped" else "x") * size})
+    async with service.app.router.lifespan_context(service.app), service.client:
+        async with small_packets.session() as session:
+            await session.execute(text("CREATE TABLE words (word longtext)"))
+        before = await small_packets.reader.scalar(text("SELECT connection_id()"))
+        for name, status in (("fits", 200), ("does_not", 422), ("escaped", 422)):
+            response = await service.client.post(f"/{name}/1")
+            assert (name, response.status_code) == (name, status)
+        assert response.json()["detail"][0]["msg"] == "a value is too large"
+        assert await small_packets.reader.scalar(text("SELECT connection_id()")) == before

@@ -15,7 +15,7 @@ from conftest import KIT
 from dbkit import Database, Databases, install
 from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres
 from dbkit.errors import Unreachable
-from dbkit.health import Probe
+from dbkit.health import Probe, notice_sigterm
 from dbkit.pool import breaker
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient, HTTPError, Response
@@ -321,3 +321,24 @@ async def test_a_wrong_delay_stops_the_start_with_a_sentence(tmp_path: Path) -> 
             assert await service.process.wait() != 0
 
     assert "SHUTDOWN_DELAY: 'soon' is not a number from 0 to 3600. Seconds between" in said
+
+
+async def test_services_in_one_process_stop_together_and_put_the_servers_handler_back() -> None:
+    came: list[int] = []
+    stopped: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        with (
+            notice_sigterm(lambda: stopped.append("first"), 3600),
+            notice_sigterm(lambda: stopped.append("second"), 0),
+        ):
+            signal.raise_signal(signal.SIGTERM)
+            assert stopped == ["first", "second"]
+            await asyncio.sleep(0)
+            assert came == []  # After the longest delay, which the first one asks for.
+            signal.raise_signal(signal.SIGTERM)
+            assert came == [signal.SIGTERM]
+        signal.raise_signal(signal.SIGTERM)
+        assert came == [signal.SIGTERM] * 2
+    finally:
+        signal.signal(signal.SIGTERM, before)

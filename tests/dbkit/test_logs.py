@@ -13,13 +13,16 @@ import httpx
 import pytest
 from conftest import KIT
 from dbkit.errors import NotConfigured
-from dbkit.settings import read_log_format
+from dbkit.settings import read_full_tracebacks, read_log_format
 from running import PATIENCE, free_port, wait_until
 from small_service import SERVICE
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 ROUTES = """
+import asyncio
 import logging
-from fastapi import APIRouter
+from fastapi import APIRouter, BackgroundTasks, WebSocket
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from typing import Annotated
 from sqlalchemy import text
@@ -38,6 +41,31 @@ async def orders(session: Annotated[AsyncSession, session_from(databases["orders
 @app.get("/broken")
 async def broken():
     raise RuntimeError("no postgresql://me:hunter2@host/name\\nhere")
+@app.get("/taken")
+async def taken(session: Annotated[AsyncSession, session_from(databases["orders"])]):
+    await session.execute(text("create table if not exists names (name text primary key)"))
+    for _ in range(2):
+        await session.execute(text("insert into names values (:name)"), {"name": f"hunter{1 + 1}"})
+@app.get("/missing")
+async def missing(session: Annotated[AsyncSession, session_from(databases["orders"])]):
+    await session.execute(text("select colour from tags"))
+@app.get("/committed")
+async def committed(session: Annotated[AsyncSession, session_from(databases["orders"])]):
+    await session.commit()
+    await session.execute(text("select 1"))
+@app.get("/gathered")
+async def gathered(session: Annotated[AsyncSession, session_from(databases["orders"])]):
+    await asyncio.gather(*(session.execute(text("select 1")) for _ in range(3)))
+@app.get("/later")
+async def later(
+    session: Annotated[AsyncSession, session_from(databases["orders"])], tasks: BackgroundTasks
+):
+    tasks.add_task(session.execute, text("select 1"))
+@app.websocket("/socket")
+async def socket(websocket: WebSocket):
+    await websocket.accept()
+    async with databases["orders"].session() as session:
+        await session.execute(text("select 1 from nowhere"))
 app.include_router(things, prefix="/api")
 tenants = FastAPI()
 tenants.include_router(things)
@@ -45,17 +73,27 @@ app.mount("/tenants/{tenant}", tenants)
 """
 
 
+WORKER = "uvicorn_worker.UvicornWorker"
+UVICORN = ("-m", "uvicorn", "service:app", "--port", "{port}")
+
+
 class Logged:
     """A service, and what it has logged."""
 
-    def __init__(self, folder: Path, flags: Sequence[str], variables: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        flags: Sequence[str],
+        variables: Mapping[str, str],
+        server: Sequence[str] = UVICORN,
+    ) -> None:
         port = free_port()
         self.file = folder / "log"
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE)
         (folder / "service.py").write_text(SERVICE + ROUTES)
         with self.file.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "uvicorn", "service:app", "--port", str(port), *flags],
+                [sys.executable, *(each.format(port=port) for each in server), *flags],
                 cwd=folder,
                 env={**os.environ, "PYTHONPATH": str(KIT), **variables},
                 stdout=log,
@@ -76,8 +114,9 @@ class Logged:
             return False
 
     def lines(self) -> list[dict[str, Any]]:
-        """Read all that is a line of JSON; a line that is none is an error."""
-        return [json.loads(line) for line in self.file.read_text().splitlines()]
+        """Read all lines of JSON; the server's first come before the application."""
+        lines = self.file.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         """Send a request that is named by its id."""
@@ -94,8 +133,10 @@ class Logged:
 
 
 @contextmanager
-def logged(folder: Path, *flags: str, **variables: str) -> Generator[Logged]:
-    service = Logged(folder, flags, variables)
+def logged(
+    folder: Path, *flags: str, server: Sequence[str] = UVICORN, **variables: str
+) -> Generator[Logged]:
+    service = Logged(folder, flags, variables, server)
     try:
         wait_until(service.answers, "it listens")
         yield service
@@ -175,6 +216,18 @@ def test_an_id_that_is_not_plain_is_replaced(service: Logged) -> None:
         assert len(response.headers["x-request-id"]) == 16
 
 
+def test_an_error_in_a_websocket_is_logged_as_it_is(service: Logged) -> None:
+    url = f"ws{str(service.client.base_url).removeprefix('http')}/socket"
+    named = {"X-Request-ID": "sock"}
+    with connect(url, additional_headers=named) as socket, pytest.raises(ConnectionClosed):
+        socket.recv()
+
+    wait_until(lambda: any("exception" in each for each in service.lines_of("sock", 1)), "it")
+    (said,) = [each["exception"] for each in service.lines_of("sock", 1) if "exception" in each]
+    assert "no such table: nowhere" in said
+    assert "ASGI message" not in said
+
+
 def test_health_and_libraries_are_quiet_and_nothing_secret_is_logged(service: Logged) -> None:
     service.get("/api/things/7", **{"X-Request-ID": "last"})
     service.lines_of("last", 2)
@@ -185,25 +238,28 @@ def test_health_and_libraries_are_quiet_and_nothing_secret_is_logged(service: Lo
     assert "hunter2" not in text
 
 
-def test_every_line_is_json_from_the_servers_first_to_its_last(service: Logged) -> None:
+def test_every_line_is_json_from_the_applications_start_to_the_servers_last(
+    service: Logged,
+) -> None:
     """The last test of this service."""
     service.stop()
 
     lines = service.lines()
-    assert lines[0]["message"].startswith("Started server process")
+    assert lines[0]["message"] == "Application startup complete."
+    assert len(service.file.read_text().splitlines()) == len(lines) + 2
     assert lines[-1]["message"].startswith("Finished server process")
     assert all(list(each)[:4] == ["time", "level", "logger", "message"] for each in lines)
 
 
 def test_text_is_for_people(tmp_path: Path) -> None:
     with logged(tmp_path, LOG_FORMAT="text") as service:
-        service.get("/api/things/7")
+        service.get("/api/things/7", **{"X-Request-ID": "api_things_7"})
         service.get("/orders")
 
     text = service.file.read_text()
     assert " INFO    GET /api/things/{thing} 200  duration_ms=" in text
     assert "  orders=3 in " in text
-    assert " INFO    looked at 7  colour=red\n" in text
+    assert " INFO    looked at 7  colour=red  [api_thin]\n" in text
     assert " INFO    Application startup complete.\n" in text
 
 
@@ -229,3 +285,78 @@ def test_a_log_config_of_ones_own_is_left_alone(tmp_path: Path) -> None:
 def test_an_unknown_format_is_refused_by_name() -> None:
     with pytest.raises(NotConfigured, match="LOG_FORMAT: 'xml' is neither json nor text"):
         read_log_format({"LOG_FORMAT": "xml"})
+
+
+def test_text_shows_the_lines_of_the_service_the_message_and_the_right_way(tmp_path: Path) -> None:
+    with logged(tmp_path, LOG_FORMAT="text") as service:
+        for path in ("broken", "missing", "committed", "gathered", "later", "taken"):
+            service.get(f"/{path}")
+
+    text = service.file.read_text()
+    assert "site-packages" not in text
+    assert 'service.py", line ' in text
+    assert "lines of libraries are hidden: " in text
+    assert "RuntimeError: no postgresql://me:***@host/name\nhere\n" in text
+    assert "OperationalError: no such table: tags\n[SQL: select colour from tags]\n" in text
+    assert "where you need what the database makes, use await session.flush()" in text
+    assert "begin one in each task" in text
+    assert "as it has in background tasks" in text
+    assert "orders: SQLSTATE 23505: UNIQUE constraint failed: names.name; answered 500" in text
+    assert "hunter2" not in text
+
+
+def test_full_tracebacks_are_a_setting_away(tmp_path: Path) -> None:
+    with logged(tmp_path, LOG_FORMAT="text", LOG_TRACEBACKS="full") as service:
+        service.get("/taken")
+
+    text = service.file.read_text()
+    assert "site-packages" in text
+    assert "sqlite3.IntegrityError: UNIQUE constraint failed: names.name\n" in text
+    assert "are hidden" not in text
+    assert "hunter2" not in text
+
+
+def test_a_start_that_fails_says_why_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "service.py").write_text(SERVICE.replace(', url="sqlite:///orders"', ""))
+    command = [sys.executable, "-m", "uvicorn", "service:app", "--port", str(free_port())]
+    environment = {**os.environ, "PYTHONPATH": str(KIT)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert done.returncode == 3
+    assert lines[0]["message"].startswith("settings are missing or wrong:\n  ORDERS_DATABASE_URL:")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        ("-m", "hypercorn", "service:app", "--bind", "127.0.0.1:{port}", "--access-logfile", "-"),
+        ("-m", "granian", "service:app", "--interface", "asgi", "--port", "{port}", "--access-log"),
+        ("-m", "gunicorn", "service:app", "-b", "127.0.0.1:{port}", "-k", "asgi"),
+        ("-m", "gunicorn", "service:app", "-b", "127.0.0.1:{port}", "-k", WORKER),
+    ],
+    ids=["hypercorn", "granian", "gunicorn-asgi", "gunicorn-uvicorn"],
+)
+def test_the_log_is_the_same_under_another_server(tmp_path: Path, server: Sequence[str]) -> None:
+    with logged(tmp_path, server=server, SHUTDOWN_DELAY="1") as service:
+        service.get("/api/things/7", **{"X-Request-ID": "thing"})
+        service.get("/broken")
+        own, line = service.lines_of("thing", 2)
+        service.lines_of("brok", 2)
+
+    assert own["message"] == "looked at 7"
+    assert line["message"] == "GET /api/things/{thing} 200"
+    text = service.file.read_text()
+    assert text.count("RuntimeError: no postgresql") == 1
+    assert text.count("api/things") == 2  # its line's message and route, and no access log
+    assert text.count("Running on") <= 1
+    assert "hunter2" not in text
+    assert ("SHUTDOWN_DELAY=1 is kept by uvicorn alone" in text) is (WORKER not in server)
+
+
+def test_an_unknown_extent_of_tracebacks_is_refused_by_name() -> None:
+    with pytest.raises(NotConfigured, match="LOG_TRACEBACKS: 'all' is neither full nor short"):
+        read_full_tracebacks({"LOG_TRACEBACKS": "all"}, "json")

@@ -9,8 +9,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar, TypeVarTuple, Unpack, overload
 
-from sqlalchemy import CursorResult, Executable
+from sqlalchemy import CursorResult, Executable, MetaData, event
 from sqlalchemy import Result as Rows
+from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase
@@ -21,6 +22,7 @@ from .context import shield
 from .detectors import Detectors
 from .engine import create_engine, hosts
 from .errors import NotOpen, ReadOnly, TransactionAborted, Unreachable
+from .failures import lacks_migration
 from .health import Probe
 from .pool import FairPool
 from .readers import AUTOCOMMIT, Parameters, Reader, refuse_text, run_alone
@@ -36,6 +38,11 @@ logger = logging.getLogger(__name__)
 
 RETRY_DELAY = 0.02
 """Seconds, doubled at each attempt, within which a unit of work is begun again."""
+
+MISSING = (
+    "{0}: the models have it, the database lacks it. `manage.py migrate --database {0}` applies the"
+    " migrations there are; if none adds it, `manage.py makemigrations --database {0}` writes one"
+)
 
 Result = TypeVar("Result")
 Ts = TypeVarTuple("Ts")
@@ -173,6 +180,8 @@ class Database:
         engine = create_engine(
             self.name, self.env_prefix, settings, read_only=read_only, poolclass=poolclass
         )
+        if self.base is not None:
+            self._note_migrations(engine, self.base.metadata)
         # A session that outlives its dependency raises instead of taking a connection for good.
         sessions = async_sessionmaker(
             engine,
@@ -184,6 +193,15 @@ class Database:
         primary = self.replica_of
         reader = ReplicaReader(self, primary, engine) if primary else Reader(self.name, engine)
         return Opened(settings, engine, sessions, reader, self._make_probe(settings))
+
+    def _note_migrations(self, engine: AsyncEngine, tables: MetaData) -> None:
+        """Have an error of a table or column that is not there say that a migration is missing."""
+
+        @event.listens_for(engine.sync_engine, "handle_error")
+        def note(context: ExceptionContext) -> None:  # pyright: ignore[reportUnusedFunction] -- the event calls it
+            error = context.sqlalchemy_exception
+            if error is not None and lacks_migration(context, tables):
+                error.add_note(MISSING.format(self.name))
 
     def _make_probe(self, settings: DatabaseSettings) -> Probe:
         """Make the probe: of one server or, of a replica, of each host."""

@@ -12,7 +12,13 @@ from .database import Database
 from .errors import NotConfigured
 from .health import notice_sigterm
 from .service_settings import ServiceSettings, read_service_settings
-from .settings import DatabaseSettings, environment, misspelt, read_log_format
+from .settings import (
+    DatabaseSettings,
+    environment,
+    misspelt,
+    read_full_tracebacks,
+    read_log_format,
+)
 from .telemetry import log_pools, observed
 from .watchdog import Watchdog
 
@@ -68,7 +74,7 @@ class Databases(Mapping[str, Database]):
         settings = self.read_settings()
         variables = environment()
         self.service = read_service_settings(variables)
-        read_log_format(variables)
+        read_full_tracebacks(variables, read_log_format(variables))
         if opened := [each.name for each in self.values() if each.is_open]:
             raise RuntimeError(f"{opened[0]}: open already; a service opens its databases once")
         for name, nearest in self.misspelt_variables().items():

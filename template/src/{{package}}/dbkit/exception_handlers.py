@@ -1,8 +1,9 @@
 """What a client is told when a database, or a body, is at fault: no SQL and no values."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from functools import wraps
 from http import HTTPStatus
 from math import ceil
 from typing import Any, cast
@@ -29,6 +30,8 @@ from .page.access import may_see
 from .sqlstates import CONFLICT, STALE, Answer, answer, is_retryable, is_stale
 
 logger = logging.getLogger(__name__)
+
+Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 UNREADABLE = HTTPException(400, "There was an error parsing the body")  # FastAPI's
 
@@ -222,6 +225,18 @@ async def http_exception(request: Request, error: Exception) -> Response:
     return await http_exception_handler(request, error)
 
 
+def for_http(answer_: Handler) -> Handler:
+    """Leave errors of a WebSocket as they are: there is no response to make of them."""
+
+    @wraps(answer_)
+    async def answer_request(request: Request, error: Exception) -> Response:
+        if request.scope["type"] != "http":
+            raise error
+        return await answer_(request, error)
+
+    return answer_request
+
+
 def unprocessable(detail: list[dict[str, Any]]) -> JSONResponse:
     """Answer 422 in the one form that FastAPI declares for it."""
     return JSONResponse({"detail": detail}, HTTPStatus.UNPROCESSABLE_ENTITY)
@@ -229,8 +244,8 @@ def unprocessable(detail: list[dict[str, Any]]) -> JSONResponse:
 
 def add_exception_handlers(app: FastAPI) -> None:
     """Turn database errors, and invalid requests, into responses."""
-    app.add_exception_handler(DBAPIError, database_failed)
-    app.add_exception_handler(DatabaseError, database_unavailable)
-    app.add_exception_handler(ExceptionGroup, group_failed)
+    app.add_exception_handler(DBAPIError, for_http(database_failed))
+    app.add_exception_handler(DatabaseError, for_http(database_unavailable))
+    app.add_exception_handler(ExceptionGroup, for_http(group_failed))
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_exception_handler(HTTPException, http_exception)

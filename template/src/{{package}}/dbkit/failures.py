@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import Enum
+from sqlalchemy import Enum, MetaData
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import EmulatedDBAPIException, StatementError
 
@@ -33,6 +33,14 @@ MYSQL_TABLE = re.compile(
     r"fails \(`[^`]*`\.`([^`]*)`|for `[^`]*`\.`([^`]*)`|Table '[^'.]*\.([^']*)'"
 )
 MYSQL_COLUMN = re.compile(r"(?:[Cc]olumn|Field) '([^']*)'|for column `[^`]*`\.`[^`]*`\.`([^`]*)`")
+UNDEFINED = {"42P01", "42703", "42704", "42S02", "42S22"}
+"""SQLSTATEs of a table, a column or a type that is not there; SQLite has none for these."""
+NO_SUCH = re.compile("^no such (table|column)|^table .* has no column named")
+PROSE = {
+    *("relation", "column", "table", "type", "does", "not", "exist", "of", "no", "such", "has"),
+    *("named", "in", "t", "doesn", "Table", "Unknown"),
+}
+"""What the messages say beside names."""
 NAMES_TYPES = (TypeError, AttributeError, OverflowError, NoTimeZone)
 """Exceptions of Python and ours whose messages name types, and no values."""
 SQLITE_FAILED = re.compile(r"([A-Z ]+) constraint failed: (.+)", re.DOTALL)
@@ -191,6 +199,19 @@ def schema_differs(context: ExceptionContext) -> bool:
         return any(failure.value in each for each in labels.values())
     given = parameters_of(context.parameters)
     return failure.column in labels and any(each in labels[failure.column] for each in given)
+
+
+def lacks_migration(context: ExceptionContext, tables: MetaData) -> bool:
+    """Whether the database lacks a table, a column or a type that the models have."""
+    failure = failure_of(context.original_exception)
+    if failure.code not in UNDEFINED and not NO_SUCH.search(failure.reason):
+        return False
+    named = set(re.findall(r"\w+", failure.reason)) - PROSE
+    columns = (column for table in tables.tables.values() for column in table.columns)
+    known = {table.name for table in tables.tables.values()}
+    for column in columns:
+        known |= {column.name, *([str(column.type.name)] if isinstance(column.type, Enum) else [])}
+    return bool(named & known)
 
 
 def parameters_of(params: Any) -> Iterator[Any]:

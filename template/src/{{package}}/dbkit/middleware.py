@@ -1,6 +1,7 @@
 """The kit's one ASGI middleware: it gives each request its context, and ends it."""
 
 import asyncio
+import sys
 from collections.abc import Callable
 
 from fastapi import FastAPI
@@ -8,8 +9,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .context import RequestContext, enter
 from .disconnects import Watch
-from .logs import find_id, say, take_over_uvicorn
+from .errors import DatabaseError
+from .logs import find_id, say, say_failed, take_over
 from .replicas import read_positions, set_cookies
+from .tracebacks import add_hint
 
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 
@@ -23,13 +26,17 @@ class RequestMiddleware:
     def __init__(self, app: ASGIApp, *, replicas: bool = False) -> None:
         self.app = app
         self.replicas = replicas
+        self._asked = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] == "lifespan":
-            take_over_uvicorn()  # Now at the latest: `uvicorn.run(app)` imported it before.
-            await self.app(scope, receive, send)
+            take_over()
+            await self.app(scope, receive, explaining(send))
             return
+        if not self._asked:
+            self._asked = True
+            take_over()
         request = RequestContext(scope, find_id(scope))
         enter(request)  # Until its task ends: the server logs our exceptions after us.
         if scope["type"] == "http":
@@ -37,6 +44,10 @@ class RequestMiddleware:
             return
         try:
             await self.app(scope, receive, send)
+        except Exception as error:
+            add_hint(error)
+            say_failed(error)
+            raise
         finally:
             request.ended = True
 
@@ -59,6 +70,10 @@ class RequestMiddleware:
         watch = Watch(request, receive)
         try:
             await self.app(request.scope, watch.receive, send_noting)
+        except Exception as error:
+            add_hint(error)
+            say_failed(error)
+            raise
         except asyncio.CancelledError:
             if not request.cancelled or request.task.uncancel() > 0:
                 raise
@@ -68,6 +83,18 @@ class RequestMiddleware:
             say(request, status)
 
 
+def explaining(send: Send) -> Send:
+    """Have a start or a stop that failed say why in few words, where the message is the kit's."""
+
+    async def send_explaining(message: Message) -> None:
+        error = sys.exception()
+        if message["type"].endswith(".failed") and isinstance(error, DatabaseError):
+            message["message"] = str(error)
+        await send(message)
+
+    return send_explaining
+
+
 def serve_requests(app: FastAPI, *, replicas: bool) -> None:
     """Stand around the whole application, so that no middleware of the service is left out.
 
@@ -75,4 +102,3 @@ def serve_requests(app: FastAPI, *, replicas: bool) -> None:
     """
     build: Callable[[], ASGIApp] = app.build_middleware_stack
     app.build_middleware_stack = lambda: RequestMiddleware(build(), replicas=replicas)
-    take_over_uvicorn()

@@ -1,6 +1,7 @@
 """MySQL and MariaDB: settings of a session, TLS, modes of commit, the end of statements."""
 
 import asyncio
+import logging
 import re
 import ssl
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
 from . import credentials
+from .failures import parameters_of
 from .pool import FairPool
 from .settings import DatabaseSettings
 from .transactions import BLANKS, Failure, aborted, name_of, refuse_after_failure
@@ -46,6 +48,9 @@ Driver: Any = object
 """Stands for asyncmy's, which is not there where all databases are others."""
 NO_SUCH_SAVEPOINT = 1305
 """Or procedure, or function."""
+TOO_LARGE = 1153
+ALWAYS_TAKEN = 1_000_000
+"""Bytes of values that every server takes in a statement, unless it is told to take less."""
 LONGEST_WAIT = 31_536_000
 """Seconds that stand for "as long as it takes": the most that both servers take, a year."""
 
@@ -221,9 +226,13 @@ def refuse_implicit_commit(
 
 def prepare(engine: AsyncEngine, another: Callable[[], AsyncEngine]) -> None:
     """Set what this engine does beside SQLAlchemy's; `another` makes one without a pool."""
+    log = logging.getLogger("asyncmy")
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.ERROR)  # It logs the server's warnings, which quote values.
     save_round_trips(engine.sync_engine)
     event.listen(engine.sync_engine, "do_execute", refuse_after_failure)
     event.listen(engine.sync_engine, "do_execute", refuse_implicit_commit)
+    refuse_large_statements(engine.sync_engine)
     if isinstance(engine.pool, FairPool):
         stop_what_is_left(engine, another())
 
@@ -244,6 +253,29 @@ def save_round_trips(engine: Engine) -> None:
     dialect.do_rollback = do_rollback
     dialect.set_isolation_level = dialect.reset_isolation_level = leave_to_begin
     event.listen(engine, "begin", begin)
+
+
+def refuse_large_statements(engine: Engine) -> None:
+    """Refuse a statement beyond `max_allowed_packet` before it is sent: the server would hang up.
+
+    Only what has more than a megabyte of values asks for the limit, which takes one round trip.
+    """
+    dialect: Any = engine.dialect  # As it types its methods, they could not be replaced.
+    execute = dialect.do_execute
+
+    def do_execute(cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        values = (each for each in parameters_of(parameters) if isinstance(each, str | bytes))
+        if sum(map(len, values)) > ALWAYS_TAKEN:
+            cursor.execute("SELECT @@max_allowed_packet")
+            (limit,) = cursor.fetchone()
+            sent = cursor._cursor.mogrify(statement, parameters)  # noqa: SLF001 -- the driver's
+            if len(sent.encode("utf-8", "surrogatepass")) >= limit:
+                raise dialect.dbapi.DataError(
+                    TOO_LARGE, f"the statement is larger than max_allowed_packet ({limit} bytes)"
+                )
+        execute(cursor, statement, parameters, context)
+
+    dialect.do_execute = do_execute
 
 
 def stop_what_is_left(engine: AsyncEngine, aside: AsyncEngine) -> None:

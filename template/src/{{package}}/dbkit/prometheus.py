@@ -1,12 +1,12 @@
 """What pools tell to Prometheus: the route `/metrics`."""
 
 from collections.abc import Iterable
-from hmac import compare_digest
 from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException, Request, Response
 
 from .metrics import METRICS, POOL, TIMES, readings, sources
+from .page.access import bearer, is_same
 from .routing import KitRouter
 from .usage import BUCKETS
 
@@ -23,8 +23,7 @@ def metrics_router(databases: "Databases") -> KitRouter:
         token = databases.service.metrics_token
         if not token:
             raise HTTPException(404)
-        sent = request.headers.get("authorization", "")
-        if not compare_digest(sent.encode(), f"Bearer {token}".encode()):
+        if not is_same(bearer(request) or "", token):
             raise HTTPException(401, headers={"WWW-Authenticate": "Bearer"})
         body, media_type = exposition(databases)
         return Response(body, media_type=media_type)

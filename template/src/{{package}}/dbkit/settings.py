@@ -198,6 +198,17 @@ def read_log_format(variables: Mapping[str, str]) -> LogFormat:
             raise NotConfigured([f"LOG_FORMAT: {shown(other)} is neither json nor text."])
 
 
+def read_full_tracebacks(variables: Mapping[str, str], log_format: LogFormat) -> bool:
+    """Read whether tracebacks are logged whole; unless set, in JSON and not in text."""
+    match variables.get("LOG_TRACEBACKS"):
+        case None:
+            return log_format == "json"
+        case "full" | "short" as extent:
+            return extent == "full"
+        case other:
+            raise NotConfigured([f"LOG_TRACEBACKS: {shown(other)} is neither full nor short."])
+
+
 def origins(prefix: str, declared: Declared) -> dict[str, str]:
     """Say where each setting comes from: the environment, .env, its declaration, or the default."""
     sources = {"environment": os.environ, ".env": dotenv_values(".env")}

@@ -31,10 +31,15 @@ def may_see(request: Request, token: str) -> bool:
     if not token:
         client = request.client.host if request.client else ""
         return client in LOOPBACK and request.url.hostname in LOOPBACK
-    scheme, _, sent = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return is_same(sent.strip(), token)
+    if (sent := bearer(request)) is not None:
+        return is_same(sent, token)
     return is_same(request.cookies.get(COOKIE, ""), cookie_of(token))
+
+
+def bearer(request: Request) -> str | None:
+    """Return the token that a request sends; None if it sends none."""
+    scheme, _, sent = request.headers.get("authorization", "").partition(" ")
+    return sent.strip() if scheme.lower() == "bearer" else None
 
 
 def is_same(sent: str, secret: str) -> bool:
