@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, overload
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
 
 from sqlalchemy import Engine, Executable, Result, ScalarResult, TableClause, TextClause
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -26,7 +26,6 @@ from .sqlstates import is_stale
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-P = ParamSpec("P")
 
 Parameters = Mapping[str, Any]
 
@@ -160,11 +159,11 @@ class Reader:
             raise AttributeError(f"a Reader has no attribute {name!r}")
 
 
-def asked_again(ask: Callable[P, T]) -> Callable[P, T]:
+def asked_again(ask: Callable[..., Any]) -> Callable[..., Any]:
     """Ask once more what was prepared before a migration changed its tables: nothing was done."""
 
     @wraps(ask)
-    def asked(*args: P.args, **kwargs: P.kwargs) -> T:
+    def asked(*args: Any, **kwargs: Any) -> Any:
         try:
             return ask(*args, **kwargs)
         except DBAPIError as error:
