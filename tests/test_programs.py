@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,6 @@ def owner(program: Path) -> str:
     pytest.skip(f"{real} is from no package")
 
 
-@cache
 def installed() -> dict[str, str]:
     """Map each installed package to what it depends on, as packages say it."""
     query = ["dpkg-query", "--show", "--showformat=${Package}\t${Depends}, ${Pre-Depends}\n"]
@@ -40,11 +38,12 @@ def installed() -> dict[str, str]:
 
 def depends(package: str) -> set[str]:
     """Return a package, and all that it depends on of what is installed."""
+    known = installed()
     wanted, seen = [package], {package}
     while wanted:
         name = wanted.pop()
         # What is not installed itself may be one that only asks for others.
-        names = installed().get(name) or (shown(name) if name == package else "")
+        names = known.get(name) or (shown(name) if name == package else "")
         found = set(re.findall(r"(?:^|[,|]) *([a-z0-9][a-z0-9.+-]+)", names))
         wanted += found - seen
         seen |= found

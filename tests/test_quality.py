@@ -1,10 +1,12 @@
 """Rendered files are as a careful person would leave them; no tool has anything to change."""
 
+import ast
 import json
 import re
 import shutil
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from variants import PYTHON_VERSIONS, VARIANTS, Variant, python_of
 BIN = Path(sys.executable).parent
 ONLY_POSTGRESQL = {"client_check_interval", "pgbouncer"}
 ONLY_SERVERS = {"statement_timeout", "idle_in_transaction_timeout", "password", "password_file"}
+DRIVERS = {"aiosqlite", "asyncmy", "asyncpg", "greenlet"}  # greenlet by `sqlalchemy[asyncio]`
 ONLY_REPLICAS = ["fallback", "max_lag", "read_your_writes"]
 
 
@@ -116,6 +119,35 @@ def test_uv_adds_below_the_lines_of_the_template(
 
     text = (tmp_path / "pyproject.toml").read_text()
     assert text.count('below.\n    "aaa>=1",\n    "orjson>=3",\n]') == 2
+
+
+def test_what_is_imported_is_declared(render: Renderer) -> None:
+    """In the owner's example and in the kit, whose drivers depend on the engines."""
+    service = render()
+    pyproject = tomllib.loads((service.path / "pyproject.toml").read_text(encoding="utf-8"))
+    needed = [pyproject["project"]["dependencies"], pyproject["dependency-groups"]["dev"]]
+    runtime, development = (
+        {re.split(r"[^\w-]", str(each))[0].replace("_", "-") for each in lines} for lines in needed
+    )
+    (main,) = service.path.glob("src/*/main.py")
+    distributions = packages_distributions()
+    for path in (*service.path.glob("src/**/*.py"), *service.path.glob("tests/**/*.py")):
+        tests = {"testing", "tests"} & set(path.relative_to(service.path).parts)
+        for module in imported(path) - sys.stdlib_module_names - {main.parent.name}:
+            found = {each.lower().replace("_", "-") for each in distributions.get(module, [module])}
+            declared = runtime | DRIVERS | development if tests else runtime | DRIVERS
+            assert found & declared, f"{path.name} imports {module}, of {found}"
+
+
+def imported(path: Path) -> set[str]:
+    """Return the packages from which a file imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {each.name.partition(".")[0] for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
 
 
 def test_no_template_is_left_over(service: Service) -> None:

@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 from copier import run_copy, run_recopy, run_update
 from copier.errors import UserMessageError
+from dbkit.checks import check_template
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rendering import ROOT, Renderer, commit_all, git
@@ -266,12 +268,47 @@ databases:
         ' && git commit -m "chore: start from fastapi-pools"\n'
         "  uv run manage.py runserver\n"
         "\n"
+        "Others cannot update this service: `.copier-answers.yml` has the template's path on this"
+        " machine.\n"
+        "If it is for more than a look, set `_src_path` there to the URL of the template's"
+        " repository.\n"
+        "\n"
     )
     recorded = (tmp_path / "orders" / ".copier-answers.yml").read_text()
     assert "_commit: v1.0.0\n" in recorded
     assert "python_version: '3.12'\n" in recorded
     assert "ci: gitlab\n" in recorded
     assert "  pool_size: 20\n- name: analytics\n" in recorded
+
+
+@pytest.mark.parametrize(
+    ("source", "local"),
+    [
+        ("/srv/template", True),
+        ("~/template", True),
+        ("../template", True),
+        ("template", True),
+        ("file:///srv/template", True),
+        ("git+file:///srv/template", True),
+        ("C:\\template", True),
+        ("https://git.example/team/template.git", False),
+        ("git+https://git.example/team/template", False),
+        ("git@git.example:team/template.git", False),
+        ("ssh://git@git.example/team/template", False),
+        ("gh:team/template", False),
+    ],
+)
+def test_a_path_of_this_machine_is_told_from_a_url(
+    source: str, local: bool, tmp_path: Path
+) -> None:
+    filters = "jinja2_ansible_filters.AnsibleCoreFiltersExtension"  # As Copier has them.
+    loader = jinja2.FileSystemLoader(ROOT)
+    environment = jinja2.Environment(loader=loader, extensions=[filters])  # noqa: S701 -- no HTML
+    macros: Any = environment.get_template("includes/updates.jinja").module
+    (tmp_path / ".copier-answers.yml").write_text(f"_src_path: {source}\n")
+
+    assert bool(macros.on_this_machine(source)) == local
+    assert [each.id for each in check_template(tmp_path)] == ["template.W001"] * local
 
 
 def test_the_command_with_defaults_names_the_service_after_its_folder(

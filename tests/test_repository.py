@@ -32,6 +32,18 @@ def test_workflow_runs_what_ci_runs() -> None:
     assert jobs["boot"]["steps"][3]["run"].startswith(pytest.replace("run", "run --python python3"))
 
 
+def test_a_workflow_runs_the_readme_where_nothing_else_is() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "readme.yml").read_text())
+    job = workflow["jobs"]["readme"]
+
+    images = {each["image"].partition(":")[0] for each in job["strategy"]["matrix"]["include"]}
+    assert images == {"debian", "python", "ubuntu"}
+    assert {"schedule", "push"} <= workflow[True].keys()  # YAML takes `on` for true.
+    script = (ROOT / "tests" / "readme.sh").read_text()
+    for name in re.findall(r"readme\.sh (\w+)", job["steps"][1]["run"]):
+        assert f"\n  {name})" in script
+
+
 def test_workflows_pin_actions_and_may_only_read() -> None:
     for path in WORKFLOWS:
         text = path.read_text()

@@ -165,6 +165,8 @@ def check(
 
     with development_servers(chosen):
         findings = asyncio.run(collect()) + checks.check_variables(service.databases)
+    if deploy:
+        findings += checks.check_template(service.root)
     silenced = read_service_settings(environment()).silenced
     count = len(findings)
     findings = [each for each in findings if each.id not in silenced]

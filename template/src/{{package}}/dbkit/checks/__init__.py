@@ -24,8 +24,17 @@ from .pooler import check_pooler
 from .replicas import check_replica
 from .schema import check_schema
 from .server import check_clock, check_server, check_timeouts, check_writable
+from .template import check_template
 
-__all__ = ["CHECKS", "DEPLOY_CHECKS", "Finding", "Subject", "check", "check_variables"]
+__all__ = [
+    "CHECKS",
+    "DEPLOY_CHECKS",
+    "Finding",
+    "Subject",
+    "check",
+    "check_template",
+    "check_variables",
+]
 
 PORTS = {"postgresql": 5432, "mysql": 3306}
 

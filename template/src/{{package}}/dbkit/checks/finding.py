@@ -14,6 +14,7 @@ class Finding:
 
     id: str
     database: str
+    """The database, or the file, in which it was found."""
     text: str
     hint: str = ""
 
