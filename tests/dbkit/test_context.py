@@ -126,7 +126,7 @@ async def test_a_commit_of_a_task_that_nobody_awaits_leaves_its_request_watched(
 ) -> None:
     @service.app.get("/")
     async def route() -> None:
-        service.tasks.append(asyncio.create_task(way(service.database)))  # type: ignore[arg-type]
+        service.tasks.append(asyncio.ensure_future(way(service.database)))
         await asyncio.Event().wait()
 
     request = service.request("/")

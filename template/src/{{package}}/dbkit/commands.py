@@ -304,8 +304,6 @@ def dbshell(context: typer.Context, database: DatabaseOption = None) -> None:
 
     Without --database, that of the first.
     """
-    from sqlalchemy.util import greenlet_spawn
-
     from .credentials import Credentials
     from .development import development_servers
     from .shells import SHELLS
@@ -314,8 +312,8 @@ def dbshell(context: typer.Context, database: DatabaseOption = None) -> None:
     chosen = service.selected(database)[0]
     with development_servers([chosen]):
         settings = chosen.read_settings()
-        ask = Credentials(settings.password, settings.password_file).ask
-        password = asyncio.run(greenlet_spawn(ask)) or settings.url.password
+        secret = asyncio.run(Credentials(settings.password, settings.password_file).ask())
+        password = secret or settings.url.password
         url = settings.url.set(password=password)
         command, told = SHELLS[chosen.dialect](url)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the shell.

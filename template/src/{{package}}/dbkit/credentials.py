@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pydantic import SecretStr
 from sqlalchemy import URL
-from sqlalchemy.util import await_only
+
+from .aside import aside
 
 Password = SecretStr | Callable[[], str | Awaitable[str]]
 """A password, or what returns it: called at each connect, in the event loop."""
@@ -31,16 +32,16 @@ class Credentials:
         self._last: str | None = None
         self._refused = False
 
-    def ask(self) -> str | None:
-        """Return the password as it is now, None for the one in the URL. In a greenlet."""
+    async def ask(self) -> str | None:
+        """Return the password as it is now, None for the one in the URL."""
         if self._file:
-            return read_secret(self._file)
+            return await aside(read_secret, self._file)
         if self._password is None:
             return None
         if isinstance(self._password, SecretStr):
             return self._password.get_secret_value()
         answer = self._password()
-        return await_only(settled(answer)) if isawaitable(answer) else answer
+        return await settled(answer) if isawaitable(answer) else answer
 
     def note_failure(self, code: str | None) -> None:
         """Remember a password that was refused, by the SQLSTATE."""

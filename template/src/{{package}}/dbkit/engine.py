@@ -1,5 +1,6 @@
 """Engines: SQLAlchemy's own, with timeouts and a name on every connection."""
 
+import asyncio
 import logging
 import random
 import socket
@@ -12,9 +13,10 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
-from sqlalchemy.util import await_only
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from . import mysql, sqlite
+from .aside import is_pending, look_up
 from .credentials import REFUSED, TLS_PARAMETERS, Credentials, tls
 from .errors import Unreachable
 from .failures import driver_error, schema_differs
@@ -26,6 +28,7 @@ from .pool.drivers import statement_note, watched
 from .postgresql import connection_class
 from .settings import DatabaseSettings
 from .sqlstates import BUGS, DISCONNECTED, READ_ONLY, UNKNOWN_STATEMENT, sqlstate
+from .timeouts import within
 from .transactions import note_failure, refuse_after_failure, refuse_control
 from .urls import shown
 from .usage import time_statements
@@ -129,11 +132,15 @@ def replace_connect(
 
     def connect(*args: Any, **kwargs: Any) -> DBAPIConnection:
         try:
-            password = credentials.ask()
-            secret = {} if password is None else {"password": password}
-            arguments = {**shuffle_hosts(kwargs), **secret}
-            timeout = settings.connect_timeout
-            connection = connect_by(connect_as_driver, dialect.name, args, arguments, timeout)
+            if dialect.name == "sqlite":
+                connection, password = connect_as_driver(*args, **kwargs), None
+                prepare_sqlite(connection)
+            else:
+                arguments, timeout = shuffle_hosts(kwargs), settings.connect_timeout
+                connection, password = await_only(
+                    connect_within(timeout, connect_as_driver, dialect.name, arguments, credentials)
+                )
+                keep_alive(connection)
         except Exception as error:
             credentials.note_failure(sqlstate(error))
             if isinstance(error, BUGS) and raising_lines(error):
@@ -150,19 +157,48 @@ def replace_connect(
     dialect.connect = connect
 
 
-def connect_by(
-    connect: Callable[..., DBAPIConnection], dialect: str, args: Any, arguments: Any, timeout: float
-) -> DBAPIConnection:
-    """Connect as the driver does it, and set what it leaves off."""
-    if dialect == "mysql":
-        connection = await_only(mysql.connect_within(timeout, connect, arguments))
-    else:
-        connection = connect(*args, **arguments)
-    if dialect == "sqlite":
-        prepare_sqlite(connection)
-    else:
-        keep_alive(connection)
-    return connection
+async def connect_within(
+    seconds: float,
+    connect: Callable[..., DBAPIConnection],
+    dialect: str,
+    arguments: dict[str, Any],
+    credentials: Credentials,
+) -> tuple[DBAPIConnection, str | None]:
+    """Ask for the password, find the host, connect and authenticate, all in time."""
+    arguments = dict(arguments)
+    try:
+        async with within(0.9 * seconds):  # Before the pool's own, which knows no reason.
+            password = await credentials.ask()
+            if password is not None:
+                arguments["password"] = password
+            if dialect == "mysql":  # asyncmy would send a str as Latin-1.
+                arguments["password"] = str(arguments.get("password", "")).encode()
+            await find_hosts(arguments, seconds / 2)
+            return await greenlet_spawn(connect, **arguments), password
+    except TimeoutError:
+        host = arguments.get("host")
+        if isinstance(host, str) and is_pending(host):
+            raise ConnectionError(f"the resolver does not answer for {host}") from None
+        raise
+
+
+async def find_hosts(arguments: dict[str, Any], patience: float) -> None:
+    """Have the names of hosts looked up; of several, leave out those that are not found soon."""
+    host = arguments.get("host", "")
+    if isinstance(host, str):
+        await look_up(host)
+        return
+
+    async def find(name: str) -> None:
+        async with within(patience):
+            await look_up(name)
+
+    found = await asyncio.gather(*(find(each) for each in host), return_exceptions=True)
+    pairs = zip(host, arguments["port"], found, strict=True)
+    known = [(name, port) for name, port, error in pairs if error is None]
+    if not known:
+        raise next(error for error in found if error is not None)
+    arguments["host"], arguments["port"] = map(list, zip(*known, strict=True))
 
 
 def handle_error(name: str, context: ExceptionContext, *, read_only: bool) -> Exception | None:
@@ -204,7 +240,7 @@ def connect_args(
     if settings.url.get_backend_name() == "mysql":
         return mysql.connect_args(name, label, settings, fence)
     arguments: dict[str, Any] = {
-        "timeout": settings.connect_timeout,
+        "timeout": settings.connect_timeout + FENCE,  # `connect_within` is first.
         "command_timeout": fence,
         "connection_class": watched(connection_class(name)),
         "server_settings": {

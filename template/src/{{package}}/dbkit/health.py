@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from .budget import Limits, read_limits
 from .errors import DatabaseError
 from .routing import KitRouter
+from .timeouts import within
 
 if TYPE_CHECKING:
     from .databases import Databases
@@ -65,7 +66,7 @@ class Probe:
         await self.ask()
         if self._connection is not None:
             try:
-                async with asyncio.timeout(TIMEOUT):
+                async with within(TIMEOUT):
                     self.limits = await read_limits(self._connection)
             except Exception:  # noqa: BLE001 -- it is asked again for what matters.
                 await self._hang_up()
@@ -104,7 +105,7 @@ class Probe:
     async def _try(self) -> Exception | None:
         """Ask once, and return what went wrong."""
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with within(TIMEOUT):
                 if self._connection is None:
                     self._connection = await self._engine.connect()
                 self.answer = await self._connection.scalar(self._question)

@@ -14,7 +14,6 @@ from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.util import greenlet_spawn
 
 from . import credentials
 from .failures import parameters_of
@@ -67,15 +66,6 @@ def connect_args(
         "init_command": session_settings(settings),
         "ssl": tls(settings.url),
     }
-
-
-async def connect_within(
-    seconds: float, connect: Callable[..., DBAPIConnection], arguments: Any
-) -> DBAPIConnection:
-    """Connect and authenticate in time; asyncmy's own timeout covers the socket alone."""
-    password = str(arguments.get("password", "")).encode()  # A str it would send as Latin-1.
-    async with asyncio.timeout(seconds):
-        return await greenlet_spawn(connect, **arguments | {"password": password})
 
 
 def session_settings(settings: DatabaseSettings) -> str:

@@ -6,8 +6,8 @@ start one for each of their methods.
 """
 
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
 
@@ -111,7 +111,7 @@ class Reader:
         As in `async with reader.stream(statement) as result`, and in it `async for row in result`.
         """
         self._refuse_writes(statement)
-        return self._stream(statement, params)
+        return Stream(AsyncSession(self._source()), statement, params)
 
     def _source(self) -> AsyncEngine:
         """Return the engine to read from now."""
@@ -120,25 +120,6 @@ class Reader:
     def _read(self, ask: Callable[..., T], *arguments: Any) -> T:
         """Ask that engine, in a greenlet."""
         return ask(self._source().sync_engine, *arguments)
-
-    @asynccontextmanager
-    async def _stream(
-        self, statement: Executable, params: Parameters | None
-    ) -> AsyncGenerator[AsyncResult[Any]]:
-        # PostgreSQL's cursors live in transactions; SQLite's BEGIN would queue behind a writer.
-        is_postgresql = self._engine.dialect.name == "postgresql"
-        options = {"postgresql_readonly": True} if is_postgresql else AUTOCOMMIT
-        async with AsyncSession(self._source()) as session:
-            await session.connection(execution_options=options)
-            try:
-                result = await session.stream(statement, params)
-            except DBAPIError as error:
-                if not is_stale(error):
-                    raise
-                await session.rollback()
-                await session.connection(execution_options=options)
-                result = await session.stream(statement, params)
-            yield result
 
     def _refuse_writes(self, statement: Any) -> None:
         refuse_text(statement)
@@ -157,6 +138,41 @@ class Reader:
             if hasattr(AsyncSession, name):
                 raise AttributeError(str(ReadOnly(self._name, name, self._writer)))
             raise AttributeError(f"a Reader has no attribute {name!r}")
+
+
+class Stream(AbstractAsyncContextManager[AsyncResult[Any]]):
+    """The rows of a statement as they are needed, in a session of their own.
+
+    Not a generator: Python closes those that are left behind each by itself, with what they use.
+    """
+
+    def __init__(
+        self, session: AsyncSession, statement: Executable, params: Parameters | None
+    ) -> None:
+        self._session = session
+        self._statement = statement
+        self._params = params
+
+    async def __aenter__(self) -> AsyncResult[Any]:
+        # PostgreSQL's cursors live in transactions; SQLite's BEGIN would queue behind a writer.
+        is_postgresql = self._session.get_bind().dialect.name == "postgresql"
+        options = {"postgresql_readonly": True} if is_postgresql else AUTOCOMMIT
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._session)
+            await self._session.connection(execution_options=options)
+            try:
+                result = await self._session.stream(self._statement, self._params)
+            except DBAPIError as error:
+                if not is_stale(error):
+                    raise
+                await self._session.rollback()
+                await self._session.connection(execution_options=options)
+                result = await self._session.stream(self._statement, self._params)
+            stack.pop_all()
+        return result
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._session.__aexit__(*error)
 
 
 def asked_again(ask: Callable[..., Any]) -> Callable[..., Any]:

@@ -86,7 +86,9 @@ def opener(name: str) -> Callable[..., Any]:
         try:
             return await connection
         except sqlite3.Error:
-            await asyncio.to_thread(thread.join)
+            # Not in a thread of the loop's, which may all be taken; it ends now.
+            while thread.is_alive():  # noqa: ASYNC110 -- a thread has no event to wait for
+                await asyncio.sleep(0.001)
             raise
 
     return open_file

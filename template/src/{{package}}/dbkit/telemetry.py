@@ -120,4 +120,5 @@ def totals(pool: FairPool) -> dict[str, float]:
         "refused": status.refused,
         "connects": status.connects,
         "leaks": pool.usage.leaks,
+        "reclaimed": status.reclaimed,
     }

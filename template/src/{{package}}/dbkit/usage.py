@@ -31,11 +31,21 @@ SHOWN_HOLDERS = 5
 """Holders that an error names."""
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The names of a checkout's route, request and task."""
+
+    route: str | None
+    request_id: str | None
+    task_name: str
+
+
 class Use:
     """One checkout, from hand-out to return. Times are monotonic, or seconds."""
 
     __slots__ = (
         "in_sql",
+        "left",
         "place",
         "request",
         "returned",
@@ -67,11 +77,29 @@ class Use:
         self.sql_since: float | None = None
         """When the statement that runs now began, or the closing of the connection."""
         self.returned: float | None = None
+        self.left: Left | None = None
+        """What is known of it once its task has ended, without a reference to anything."""
 
     @property
     def route(self) -> str | None:
         """Its request's route: `GET /items/{item_id}`; None outside a request."""
+        if self.left:
+            return self.left.route
         return route_of(self.request.scope) if self.request else None
+
+    @property
+    def request_id(self) -> str | None:
+        """The id of its request; None outside a request."""
+        if self.left:
+            return self.left.request_id
+        return self.request.id if self.request else None
+
+    @property
+    def task_name(self) -> str:
+        """The name of its task."""
+        if self.left:
+            return self.left.task_name
+        return self.task.get_name() if self.task else "unknown"
 
     @property
     def ended(self) -> bool:
@@ -226,6 +254,17 @@ class Usage:
                 write(*place) if place else "an unknown line",
             )
 
+    def let_go(self, use: Use) -> None:
+        """Refer to a task that has ended, and to its request, by name alone.
+
+        Its exception refers to the session that holds the connection.
+        """
+        record = self._holding.get(use.task)
+        if record is not None and use_of(record) is use:
+            del self._holding[use.task]
+        use.left = Left(use.route, use.request_id, use.task_name)
+        use.task = use.request = None
+
     def _add_route(self, name: str) -> RouteUse:
         return self.routes.setdefault(
             name if len(self.routes) < MOST_ROUTES else OTHERS, RouteUse()
@@ -269,8 +308,8 @@ def holder_of(database: str, use: Use, now: float) -> Holder:
     return Holder(
         database=database,
         route=use.route,
-        request_id=use.request.id if use.request else None,
-        task=use.task.get_name() if use.task else "unknown",
+        request_id=use.request_id,
+        task=use.task_name,
         held=now - use.since,
         in_sql=use.in_sql + running,
         statements=use.statements,

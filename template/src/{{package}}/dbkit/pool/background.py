@@ -77,6 +77,10 @@ class Background:
 
         timers[name] = self.loop.call_later(delay, fire, context=Context())
 
+    def is_due(self, name: str) -> bool:
+        """Whether a timer of that name runs."""
+        return name in self._timers
+
     def cancel(self, *names: str) -> None:
         """Stop the timers of these names, or all."""
         for name in names or tuple(self._timers):

@@ -23,6 +23,7 @@ from sqlalchemy.util import greenlet_spawn
 from ..errors import DatabaseError, Unreachable
 from ..settings import DatabaseSettings
 from ..sqlstates import is_bug, sqlstate
+from ..timeouts import within
 from ..usage import Usage
 from .background import Background
 from .breaker import Breaker
@@ -170,7 +171,7 @@ class Connections:
         task = cast("asyncio.Task[None]", asyncio.current_task())
         record: ConnectionPoolEntry | None = None
         try:
-            async with asyncio.timeout(self.settings.connect_timeout):
+            async with within(self.settings.connect_timeout):
                 record = await greenlet_spawn(self._hooks.create)
         except Exception as error:  # noqa: BLE001 -- drivers raise what they like
             self._note_failure(error)
@@ -273,7 +274,7 @@ class Connections:
         self.counters.pings += 1
         answered = False
         try:
-            async with asyncio.timeout(self.settings.ping_timeout):
+            async with within(self.settings.ping_timeout):
                 await ping(self._hooks.dialect(), slot)
             answered = True
         except Exception as error:  # noqa: BLE001 -- drivers raise what they like

@@ -11,6 +11,7 @@ subclasses; `tests/dbkit/test_pool_contract.py` in the template holds SQLAlchemy
 
 from asyncio import current_task, get_running_loop, wait
 from collections.abc import Coroutine
+from math import inf
 from time import monotonic
 from typing import Any, cast
 
@@ -33,6 +34,10 @@ from .waiters import Waiter, WaitQueue
 
 MOST = 1000
 """Connections of each kind that a pool may be told to open, as `DatabaseSettings` has it."""
+BEAT = 0.1
+"""Seconds between two looks at a queue, at the most: one that is late shows that the loop stood."""
+STANDS = 0.1
+"""Seconds by which a look is late when the event loop stood, rather than was busy."""
 
 
 class FairPool(Pool):
@@ -79,6 +84,8 @@ class FairPool(Pool):
         self._ping_after = settings.ping_after
         self._suspended = False
         self._closed = False
+        self._look_at = inf
+        """When the queue is to be looked at next."""
         self._refusals = Refusals(self, env_prefix, self._connections.breaker, self._background)
 
     # The contract with sqlalchemy.pool.Pool
@@ -384,6 +391,7 @@ class FairPool(Pool):
         self._background.attach()
         self._background.cancel()
         self._closed = True
+        self._look_at = inf
         self._connections.kept = False
         self._background.look()  # `warm` waits for what will not come.
         while waiter := self._queue.serve(monotonic()):
@@ -426,10 +434,11 @@ class FairPool(Pool):
         except BaseException:
             self._leave(waiter)
             raise
-        waited = monotonic() - now
+        now = monotonic()
+        waited = max(now - waiter.since, 0.0)
         self.counters.waits += 1
         self.counters.wait_seconds += waited
-        self.usage.take(slot.record, now + waited, waited)
+        self.usage.take(slot.record, now, waited)
         return slot
 
     def _reclaim(self, now: float) -> None:
@@ -465,6 +474,7 @@ class FairPool(Pool):
     def _offer(self, slot: Slot) -> None:
         """Hand a connection to the oldest waiter, or keep it."""
         now = monotonic()
+        self._excuse_stand(now)
         if not self._suspended:
             for waiter in self._queue.shed(now):
                 self._turn_away(waiter, now)
@@ -492,12 +502,27 @@ class FairPool(Pool):
             self._connections.hedge(len(self._queue))
 
     def _check_queue_later(self, now: float) -> None:
-        if oldest := self._queue.oldest():
+        oldest = self._queue.oldest()
+        if oldest and not self._background.is_due("queue"):
             times_out = oldest.since + self.settings.pool_timeout - now
-            self._background.later("queue", min(self._queue.due(now), times_out), self._check_queue)
+            delay = min(self._queue.due(now), times_out, BEAT)
+            self._look_at = now + delay
+            self._background.later("queue", delay, self._check_queue)
+
+    def _excuse_stand(self, now: float) -> None:
+        """Take from the waits what the event loop stood: for a blocking call, or a stopped process.
+
+        After it, connections are returned before the look is made that shows it, or after.
+        """
+        late = now - self._look_at
+        if late >= STANDS:
+            self._queue.stood(now, late)
+            self._look_at = now
 
     def _check_queue(self) -> None:
         now = monotonic()
+        self._excuse_stand(now)
+        self._look_at = inf
         for waiter in self._queue.expire(now, self.settings.pool_timeout):
             self._turn_away(waiter, now, late=True)
         breaker = self._connections.breaker
@@ -522,6 +547,7 @@ class FairPool(Pool):
         waiter.future.set_exception(error)
 
     def _leave_loop(self) -> None:
+        self._look_at = inf
         self._connections.leave_loop()
         self._queue.clear()
 

@@ -24,6 +24,11 @@ LOOK = (
     " that is never closed, a slow statement."
 )
 
+UNBLOCK = (
+    "Await what blocks the event loop, or run it in a thread by `asyncio.to_thread`: nobody is"
+    " served meanwhile, by however many connections."
+)
+
 Refused = TypeVar("Refused", PoolTimeout, PoolOverloaded)
 
 
@@ -47,19 +52,20 @@ class Refusals:
     def timed_out(self, now: float) -> PoolTimeout:
         """Say that no connection became free within `pool_timeout` seconds."""
         status, timeout = self._pool.snapshot(), self._pool.timeout()
-        text = advise(
-            f"no connection within {timeout:g} s: {status}",
+        return self._with_causes(
+            PoolTimeout(status.name, f"no connection within {timeout:g} s: {status}"),
+            now - timeout,
             LOOK,
             f"Raise {self._env}POOL_SIZE ({status.pool_size}) or {self._env}MAX_OVERFLOW"
             f" ({status.max_overflow}) if the server has connections to spare.",
         )
-        return self._with_causes(PoolTimeout, text, now, timeout)
 
     def overloaded(self, now: float, waited: float) -> PoolOverloaded:
         """Say that a caller was turned away after `waited` seconds, before the timeout."""
         status = self._pool.snapshot()
-        text = advise(
-            f"overloaded, turned away after {waited:.2f} s: {status}",
+        return self._with_causes(
+            PoolOverloaded(status.name, f"overloaded, turned away after {waited:.2f} s: {status}"),
+            now - waited,
             LOOK,
             f"If nobody holds one for long, more is asked than this pool serves: raise {self._env}"
             f"POOL_SIZE ({status.pool_size}) if the server has capacity to spare, or start more"
@@ -67,7 +73,6 @@ class Refusals:
             f"Raise {self._env}QUEUE_TARGET or {self._env}MAX_WAITING if callers should rather"
             " wait.",
         )
-        return self._with_causes(PoolOverloaded, text, now, waited)
 
     def unreachable(self, now: float) -> Unreachable:
         """Say that the server gives no connection, why, and when it is asked again."""
@@ -93,17 +98,20 @@ class Refusals:
         status = self._pool.snapshot()
         return PoolClosed(status.name, f"the pool is closed, the service stops: {status}")
 
-    def _with_causes(self, state: type[Refused], text: str, now: float, waited: float) -> Refused:
-        """Make an error that names who holds the connections, as it was a second ago at most.
+    def _with_causes(self, error: Refused, since: float, *steps: str) -> Refused:
+        """Complete an error by who holds the connections, as it was a second ago at most.
 
-        And what blocked the event loop: meanwhile, or so shortly before that it is why.
+        What blocked the event loop since the caller came, or shortly before, is the cause where
+        there is such: then a larger pool is no advice.
         """
+        now = monotonic()
         if now - self._blamed_at >= BLAME_FOR:
             self._blamed_at = now
             self._blamed = tuple(self._pool.holders(SHOWN_HOLDERS))
             self._blame = "".join(f"\n  held by {each}" for each in self._blamed)
-        blocked = self._pool.usage.blocked_since(now - waited - BLAME_FOR)
-        error = state(self._pool.name, text + self._blame + (blocked and f"\n  {blocked}"))
+        blocked = self._pool.usage.blocked_since(since - BLAME_FOR)
+        text = advise(error.detail, *((UNBLOCK,) if blocked else steps)) + self._blame
+        error.detail = f"{text}\n  {blocked}" if blocked else text
         error.holders, error.blocked = self._blamed, blocked
         self._note(now, error)
         return error

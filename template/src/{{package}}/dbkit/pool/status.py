@@ -31,6 +31,8 @@ class Counters:
     """Connections closed in good health: too old, idle for too long, or too many."""
     lost: int = 0
     """Connections found dead, invalidated, or taken out of the pool."""
+    reclaimed: int = 0
+    """Connections that were never returned, and that nothing referred to any more; also `lost`."""
 
 
 @dataclass(kw_only=True)

@@ -27,7 +27,7 @@ class Waiter:
 
     future: asyncio.Future[Slot]
     since: float
-    """When it joined, by the monotonic clock."""
+    """When it joined, by the monotonic clock; later by as much as the event loop stood since."""
 
 
 class WaitQueue:
@@ -79,6 +79,13 @@ class WaitQueue:
             if not self.waiters or now - waiter.since <= (self.target or inf):
                 self._short_at = now
         return waiter
+
+    def stood(self, now: float, seconds: float) -> None:
+        """Do not count the last seconds, for which the event loop stood: nobody could be served."""
+        for waiter in self.waiters:
+            waiter.since = min(waiter.since + seconds, now)
+        self._short_at = min(self._short_at + seconds, now)
+        self._shed_at = min(self._shed_at + seconds, now)
 
     def excuse(self, now: float) -> None:
         """Do not count the waits until now: they were not for other callers."""
