@@ -67,9 +67,7 @@ async def leaves_a_generator(database: Database) -> None:
 async def gathers(database: Database) -> None:
     """Two tasks on one session, whose checkout has to wait."""
     session = AsyncSession(database.engine)
-    async with database.engine.connect() as one, database.engine.connect() as two:
-        await one.execute(ONE)
-        await two.execute(ONE)
+    async with database.engine.connect(), database.engine.connect():
         tasks = [asyncio.create_task(session.scalar(ONE)) for _ in range(2)]
         await until(lambda: database.pool.waiting() > 0)
     await asyncio.gather(*tasks, return_exceptions=True)

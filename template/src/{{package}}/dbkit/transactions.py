@@ -93,6 +93,8 @@ def note_failure(name: str, context: ExceptionContext) -> TransactionAborted | N
     if connection is None or connection.closed or connection.invalidated:
         return None
     driver: Any = connection.connection.driver_connection
+    if driver is None:  # The garbage collector had it closed: nobody could return it.
+        return None
     if sqlstate(context.original_exception) == IN_ABORTED:
         return aborted(name, driver.failure)
     error = context.sqlalchemy_exception or context.original_exception
