@@ -17,6 +17,7 @@ if str(KIT) not in sys.path:
 
 from dbkit import Database  # noqa: E402
 from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres  # noqa: E402
+from pooler import pgbouncer  # noqa: E402
 from shop import fill  # noqa: E402
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- where Linux has a tmpfs; the folder in it is 0700
@@ -44,14 +45,33 @@ def postgres(fast_directory: Path) -> Iterator[EmbeddedPostgres]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def pooler(postgres: EmbeddedPostgres) -> Iterator[URL]:
+    """Run a PgBouncer; the URL names no database."""
+    with pgbouncer(postgres.url("")) as url:
+        yield url
+
+
 @pytest.fixture(params=["postgresql", "sqlite"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Database]:
+def declared(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    """Declare an empty database: of PostgreSQL and SQLite, or of what the test asks for."""
+    engine: str = request.param
+    if engine == "sqlite":
+        return Database("shop", engine, url=f"sqlite:///{tmp_path / 'shop.sqlite3'}")
+    if engine in {"mariadb", "mysql"}:
+        found: URL = request.getfixturevalue(engine).new_database()
+        return Database("shop", "mysql", url=found.render_as_string(hide_password=False))
+    found = request.getfixturevalue("database_url")
+    if engine == "pgbouncer":
+        found = request.getfixturevalue("pooler").set(database=found.database)
+    url = found.render_as_string(hide_password=False)
+    return Database("shop", "postgresql", url=url, pgbouncer=engine == "pgbouncer")
+
+
+@pytest.fixture
+async def database(declared: Database) -> AsyncGenerator[Database]:
     """Open the database of `shop.py`: on PostgreSQL, and on SQLite."""
-    url = f"sqlite:///{tmp_path / 'shop.sqlite3'}"
-    if request.param == "postgresql":
-        found: URL = request.getfixturevalue("database_url")
-        url = found.render_as_string(hide_password=False)
-    async with Database("shop", request.param, url=url).open() as database:
+    async with declared.open() as database:
         await fill(database)
         yield database
 

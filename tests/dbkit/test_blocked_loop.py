@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 
 import pytest
-from dbkit import Database, DatabaseSettings, PoolOverloaded
+from dbkit import Database, PoolOverloaded
 from dbkit.timeouts import within
 from pool_fakes import FakeServer, VirtualLoop, give, in_virtual_time, outcomes, queue, settle, take
-from sqlalchemy import URL, text
+from sqlalchemy import text
 from waiting import until
 
 
@@ -149,22 +149,26 @@ def stop_the_process(seconds: float) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("stop", [slow_sync, stop_the_process])
+@pytest.mark.parametrize(
+    "declared", ["postgresql", "pgbouncer", "mariadb", "sqlite"], indirect=True
+)
 async def test_no_caller_is_turned_away_for_a_block_on_a_real_server(
-    database_url: URL, stop: Callable[[float], None]
+    declared: Database, stop: Callable[[float], None]
 ) -> None:
-    settings = DatabaseSettings(url=database_url, pool_size=5, pool_timeout=3, queue_target=0)
-    database = Database("primary", "postgresql")
+    settings = declared.read_settings().model_copy(
+        update={"pool_size": 5, "pool_timeout": 1, "queue_target": 0}
+    )
 
     async def work() -> None:
-        async with database.session() as session:
+        async with declared.session() as session:
             await session.execute(text("select 1"))
 
-    async with database.open(settings):
-        pool = database.pool
+    async with declared.open(settings):
+        pool = declared.pool
         callers = [asyncio.create_task(work()) for _ in range(20)]
         await until(lambda: pool.waiting() > 0)
-        stop(3.5)
+        stop(1.5)
         await asyncio.gather(*callers)
 
         assert (pool.counters.shed, pool.counters.timeouts, pool.counters.lost) == (0, 0, 0)
-        assert database.probe.is_up
+        assert declared.probe.is_up

@@ -1,23 +1,27 @@
-"""What belongs to a request, and what only began in it: on a real PostgreSQL."""
+"""What belongs to a request, and what only began in it: on real servers."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 import pytest
-from dbkit import Database, Databases, DatabaseSettings, context, disconnects, install
+from dbkit import Database, Databases, context, disconnects, install
 from dbkit.usage import NO_ROUTE
 from fastapi import BackgroundTasks, FastAPI, Request, Response
-from sqlalchemy import URL, text
+from sqlalchemy import text
 from starlette.types import Message, Scope
 from waiting import until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.parametrize(
+        "declared", ["postgresql", "pgbouncer", "mariadb", "sqlite"], indirect=True
+    ),
+]
 
-INSERT = text("insert into visits default values")
+INSERT = text("insert into visits values ('x')")
 
 
 @dataclass
@@ -55,28 +59,20 @@ class Service:
         return int(await self.database.reader.scalar(text("select count(*) from visits")) or 0)
 
 
-@asynccontextmanager
-async def serving(url: URL) -> AsyncGenerator[Service]:
-    """Serve on a pool of four."""
-    database = Database("primary", "postgresql")
-    service = Service(database)
-    install(service.app, Databases(database))
-    async with database.open(DatabaseSettings(url=url, pool_size=4)):
-        await database.execute(text("create table visits (id serial)"))
-        yield service
-        for task in service.tasks:
-            task.cancel()
-
-
 @pytest.fixture(autouse=True)
 def notice_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disconnects, "NOTICE_AFTER", 0.001)
 
 
 @pytest.fixture
-async def service(database_url: URL) -> AsyncGenerator[Service]:
-    async with serving(database_url) as service:
+async def service(declared: Database) -> AsyncGenerator[Service]:
+    service = Service(declared)
+    install(service.app, Databases(declared))
+    async with declared.open():
+        await declared.execute(text("create table visits (note char(1))"))
         yield service
+        for task in service.tasks:
+            task.cancel()
 
 
 async def in_session(database: Database) -> None:

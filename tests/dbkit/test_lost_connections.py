@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any
 
 import pytest
-from dbkit import Database, Databases, DatabaseSettings, install
+from dbkit import Database, Databases, detectors, install
 from dbkit.detectors import Detectors
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from marked import line_marked
-from sqlalchemy import URL, text
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from starlette.types import Message, Scope
@@ -22,10 +22,21 @@ from waiting import until
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.filterwarnings("ignore:The garbage collector is trying:sqlalchemy.exc.SAWarning"),
+    pytest.mark.parametrize(
+        "declared", ["postgresql", "pgbouncer", "mariadb", "sqlite"], indirect=True
+    ),
 ]
 line_of = partial(line_marked, __file__)
 
 ONE = text("select 1")
+TEN = " union all ".join(f"select '{'x' * 100}{n}' as x" for n in range(10))
+MANY = f"with ten as ({TEN}) select a.x from ten a, ten b, ten c, ten d, ten e"  # noqa: S608 -- ours
+
+
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detectors, "LOOK", 0.05)
+    monkeypatch.setattr(detectors, "ENDED", 0.05)
 
 
 @pytest.fixture(autouse=True)
@@ -109,12 +120,12 @@ async def test_what_was_taken_back_is_counted_and_named(
 
 async def look(database: Database) -> None:
     """Have detectors look as often, and as late, as they will in a day."""
-    detectors = Detectors(lambda: database.pool, 30, "DATABASE_")
+    ours = Detectors(lambda: database.pool, 30, "DATABASE_")
     now = asyncio.get_running_loop().time()
     for hours in range(24):
-        detectors.look(now + 3600 * hours)
+        ours.look(now + 3600 * hours)
         await asyncio.sleep(0)
-        detectors.say_what_was_found()
+        ours.say_what_was_found()
 
 
 async def test_what_somebody_refers_to_is_left_to_them(database: Database) -> None:
@@ -163,15 +174,16 @@ async def test_a_generator_that_goes_on_in_other_tasks_keeps_its_connection(
 
 
 @pytest.mark.parametrize("middleware", [False, True])
-async def test_streams_whose_clients_left_are_ended(database_url: URL, *, middleware: bool) -> None:
-    database = Database("primary", "postgresql")
+async def test_streams_whose_clients_left_are_ended(
+    database: Database, *, middleware: bool
+) -> None:
     app = FastAPI()
     install(app, Databases(database))
 
     @app.get("/")
     async def stream() -> StreamingResponse:
         async def rows() -> AsyncGenerator[str]:
-            query = text("select repeat('x', 100) from generate_series(1, 100000)")
+            query = text(MANY)
             async with database.reader.stream(query) as result:
                 async for row in result:
                     yield row[0]
@@ -203,6 +215,5 @@ async def test_streams_whose_clients_left_are_ended(database_url: URL, *, middle
 
         await app(scope, receive, send)
 
-    async with database.open(DatabaseSettings(url=database_url, pool_size=4)):
-        await asyncio.gather(*(request() for _ in range(4)), return_exceptions=True)
-        await until(lambda: database.pool.snapshot().in_use == 0)
+    await asyncio.gather(*(request() for _ in range(4)), return_exceptions=True)
+    await until(lambda: database.pool.snapshot().in_use == 0)

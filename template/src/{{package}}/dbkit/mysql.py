@@ -237,6 +237,8 @@ def save_round_trips(engine: Engine) -> None:
 
     def do_rollback(connection: Any) -> None:
         driver = connection.driver_connection
+        if driver is None:  # The garbage collector had it closed: nobody could return it.
+            return
         if driver.get_transaction_status() or not driver.get_autocommit():
             roll_back(connection)
 
