@@ -529,3 +529,13 @@ async def test_the_sandbox_refuses_what_would_end_it(url: str) -> None:
 def test_a_url_that_cannot_work_is_refused(written: str, said: str) -> None:
     with pytest.raises(NotConfigured, match=said.replace("+", r"\+").replace("?", r"\?")):
         Database("primary", "mysql", url=written).read_settings({})
+
+
+async def test_a_migration_may_write_rows_before_it_changes_a_table(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = "CREATE TABLE t (id int, CONSTRAINT pk_t PRIMARY KEY (id))"
+    database = migrated(url, one=(table, "INSERT INTO t VALUES (1)", "ALTER TABLE t ADD n int"))
+
+    assert await migrations.migrate(database) == ["upgraded to one: one."]

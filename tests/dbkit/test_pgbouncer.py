@@ -87,7 +87,9 @@ async def test_twenty_clients_on_two_connections_get_their_own_answers(
     autocommit = pooled.engine.execution_options(isolation_level="AUTOCOMMIT")
     async with autocommit.connect() as one, autocommit.connect() as other:
         for each in (one, other):  # Each on one of the two server connections.
-            await each.exec_driver_sql("BEGIN")
+            driver = (await each.get_raw_connection()).driver_connection
+            assert driver is not None
+            await driver.execute("START TRANSACTION")  # without the settings of its BEGIN
             assert (await each.scalars(LEFT)).all() == []
 
 

@@ -231,7 +231,9 @@ async def connect(database: Database, *, alone: bool = False) -> AsyncGenerator[
             cursor.close()
 
     if database.dialect == "mysql":
-        logging.getLogger("asyncmy").addFilter(is_news)
+        log = logging.getLogger("asyncmy")
+        log.setLevel(logging.WARNING)  # A service's engines log no warnings of the server.
+        log.addFilter(is_news)
     async with engine.connect() as connection:
         if alone and database.dialect == "postgresql":
             # Of several that migrate at once, one does and the others wait, however long. In a

@@ -221,9 +221,9 @@ def prepare(engine: AsyncEngine, another: Callable[[], AsyncEngine]) -> None:
         log.setLevel(logging.ERROR)  # It logs the server's warnings, which quote values.
     save_round_trips(engine.sync_engine)
     event.listen(engine.sync_engine, "do_execute", refuse_after_failure)
-    event.listen(engine.sync_engine, "do_execute", refuse_implicit_commit)
     refuse_large_statements(engine.sync_engine)
-    if isinstance(engine.pool, FairPool):
+    if isinstance(engine.pool, FairPool):  # Migrations have none: their statements commit anyway.
+        event.listen(engine.sync_engine, "do_execute", refuse_implicit_commit)
         stop_what_is_left(engine, another())
 
 

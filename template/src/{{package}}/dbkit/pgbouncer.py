@@ -48,7 +48,7 @@ def behind_pgbouncer(name: str, arguments: dict[str, Any], *, pooled: bool) -> d
 
         async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
             if query.startswith("BEGIN"):
-                query += begin
+                query = f"{query.rstrip('; ')};{begin}"
             status: str = await connection.execute(self, query, *args, timeout=timeout)
             return status
 
