@@ -1,0 +1,53 @@
+"""Whatever code does in a transaction: what it is answered is what is stored."""
+
+import asyncio
+import os
+from functools import partial
+
+import pytest
+from dbkit import Database, disconnects
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from shop import fill
+from transaction_machine import TransactionMachine, World
+
+RUNS = int(os.environ.get("TRANSACTION_RUNS", "30"))
+"""Of each server; by hand, more: `TRANSACTION_RUNS=2000 uv run pytest -n 0 ...`."""
+
+
+@pytest.mark.parametrize("engine", ["postgresql", "mariadb", "sqlite"])
+def test_what_is_answered_is_what_is_stored(
+    engine: str,
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(disconnects, "NOTICE_AFTER", 0.001)
+    if engine == "sqlite":
+        url = f"sqlite:///{tmp_path_factory.mktemp('machine') / 'machine.sqlite3'}"
+    else:
+        found = (
+            request.getfixturevalue("database_url")
+            if engine == "postgresql"
+            else request.getfixturevalue(engine).new_database()
+        )
+        url = found.render_as_string(hide_password=False)
+    dialect = "mysql" if engine == "mariadb" else engine
+    database = Database("shop", dialect, url=url, pool_size=4)  # pyright: ignore[reportArgumentType]
+    bound = settings(
+        max_examples=RUNS,
+        stateful_step_count=20,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    with asyncio.Runner() as runner:
+        opened = database.open()
+        runner.run(opened.__aenter__())
+        try:
+            runner.run(fill(database))
+            world = World(runner, database)
+            run_state_machine_as_test(partial(TransactionMachine, world), settings=bound)
+        finally:
+            runner.run(opened.__aexit__(None, None, None))
