@@ -183,6 +183,42 @@ async def test_a_connection_cancelled_in_a_statement_is_the_only_one_lost(
     assert database.pool.snapshot().connects == before + 1
 
 
+async def test_a_cancellation_that_comes_together_with_the_answer_is_not_lost(
+    database: Database,
+) -> None:
+    class Cancelling(asyncio.BufferedProtocol):
+        """Cancels who waits, in the turn of the loop in which the answer comes."""
+
+        def __init__(self, protocol: asyncio.BufferedProtocol, task: asyncio.Task[Any]) -> None:
+            self.protocol = protocol
+            self.task = task
+
+        def get_buffer(self, sizehint: int) -> bytearray:
+            return self.protocol.get_buffer(sizehint)
+
+        def buffer_updated(self, nbytes: int) -> None:
+            self.protocol.buffer_updated(nbytes)
+            self.task.cancel()
+
+    async def work() -> None:
+        async with database.session() as session:
+            connection = await session.connection()
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            transport: asyncio.Transport = driver._transport
+            protocol: Any = transport.get_protocol()
+            task = asyncio.current_task()
+            assert task is not None
+            transport.set_protocol(Cancelling(protocol, task))
+            try:
+                await session.execute(text("SELECT 1"))
+            finally:
+                transport.set_protocol(protocol)
+        raise AssertionError("the cancellation was lost")
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(work())
+
+
 @pytest.mark.parametrize("cancelled", [True, False], ids=["cancelled", "given up"])
 async def test_what_nobody_waits_for_stops_in_the_server_and_frees_its_locks(
     url: str, monkeypatch: pytest.MonkeyPatch, *, cancelled: bool
