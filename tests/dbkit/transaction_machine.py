@@ -18,6 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 SESSIONS = ("session", "run_transaction", "route")
 WAYS = (*SESSIONS, "engine", "driver")
+MOMENTS = st.integers(0, 40).map(lambda tenths: tenths / 10_000)
+"""Seconds, about as long as a statement takes."""
 SLOW = {"postgresql": "SELECT pg_sleep(5)", "mysql": "SELECT sleep(5)"}
 PATIENCE = 20
 
@@ -192,11 +194,20 @@ class Unit:
         await driver.execute("SELECT 1/0")
 
     async def cancel(self, scope: Any, _: None) -> None:
-        statement = SLOW[self.world.database.dialect]
-        async with asyncio.timeout(0.01):
-            await (
-                scope.execute(statement) if self.way == "driver" else scope.execute(text(statement))
-            )
+        """Cancel a statement that the server runs, in a transaction that has begun."""
+        if self.way == "driver":
+            await scope.execute("SELECT 1")
+        else:
+            await scope.execute(text("SELECT 1"))
+        async with asyncio.timeout(0.02):
+            statement = SLOW[self.world.database.dialect]
+            await scope.execute(statement if self.way == "driver" else text(statement))
+
+    async def write_within(self, scope: Any, argument: tuple[str, float]) -> None:
+        """Write, or be cancelled: for a connection, in BEGIN, or in the statement."""
+        name, seconds = argument
+        async with asyncio.timeout(seconds):
+            await self.write(scope, name)
 
     async def set(self, scope: Any, _: None) -> None:
         await scope.execute(text("SET LOCAL lock_timeout = '2s'"))
@@ -254,6 +265,10 @@ class TransactionMachine(RuleBasedStateMachine):
         """Whether the whole transaction is gone, and its code goes on."""
         self.over = False
         """Whether its code has ended it itself."""
+        self.unsure = False
+        """Whether it may be gone: something was cancelled, and nobody knows when."""
+        self.unknown: set[str] = set()
+        """What may be stored or not: COMMIT was cancelled."""
 
     def run(self, work: Awaitable[Any]) -> Any:
         async def waiting() -> Any:
@@ -275,7 +290,7 @@ class TransactionMachine(RuleBasedStateMachine):
 
     @property
     def is_well(self) -> bool:
-        return not (self.undone or self.over or self.top.aborted)
+        return not (self.undone or self.over or self.unsure or self.top.aborted)
 
     def tell(self, step: str, argument: Any = None) -> bool:
         assert self.unit is not None
@@ -299,7 +314,7 @@ class TransactionMachine(RuleBasedStateMachine):
     def begins(self, way: str) -> None:
         if way == "driver" and self.dialect != "postgresql":
             way = "engine"
-        self.savepoints, self.undone, self.over = [Savepoint()], False, False
+        self.savepoints, self.undone, self.over, self.unsure = [Savepoint()], False, False, False
 
         async def begin() -> Unit:
             return Unit(self.world, way)
@@ -315,6 +330,8 @@ class TransactionMachine(RuleBasedStateMachine):
         if not self.savepoints:
             answered = self.outcome()
             well = not (fails or self.undone or left.aborted)
+            if self.unsure and not fails:
+                well = answered
             assert answered == well, f"told {answered}, not {well}"
             if well and not self.over:
                 self.stored |= left.written
@@ -341,6 +358,26 @@ class TransactionMachine(RuleBasedStateMachine):
         assert not self.outcome()
         self.check()
 
+    @precondition(lambda self: self.unit and self.is_well and len(self.savepoints) == 1)
+    @rule(seconds=MOMENTS)
+    def client_leaves_at_the_end(self, seconds: float) -> None:
+        """Leave while the transaction ends: at COMMIT, before or behind it."""
+        assert self.unit is not None
+        unit = self.unit
+
+        async def end_and_leave() -> None:
+            done = asyncio.get_running_loop().create_future()
+            unit.steps.put_nowait(("leave", False, done))
+            await asyncio.sleep(seconds)
+            if unit.way == "route":
+                unit.client_leaves.set()
+            else:
+                unit.task.cancel()
+
+        self.run(end_and_leave())
+        (self.stored if self.outcome() else self.unknown).update(self.top.written)
+        self.check()
+
     def outcome(self) -> bool:
         assert self.unit is not None
         unit, self.unit = self.unit, None
@@ -350,7 +387,7 @@ class TransactionMachine(RuleBasedStateMachine):
         """Compare what is stored with the model."""
         mine = Item.name.startswith(f"run {self.run_number} ", autoescape=True)
         found = set(self.run(self.world.database.reader.scalars(select(Item.name).where(mine))))
-        surplus, missing = found - self.stored, self.stored - found
+        surplus, missing = found - self.stored - self.unknown, self.stored - found
         assert not surplus, f"stored, though nobody was told so: {surplus}"
         assert not missing, f"lost, though somebody was told otherwise: {missing}"
 
@@ -362,12 +399,28 @@ class TransactionMachine(RuleBasedStateMachine):
 
     # What its code does
 
-    @precondition(lambda self: self.unit)
+    @precondition(lambda self: self.unit and not self.unsure)
     @rule(how=st.sampled_from(["write", "write_in_a_task", "write_shielded"]))
     def writes(self, how: str) -> None:
         name = self.new_name()
         assert self.tell(how, name) == self.is_well
         if self.is_well:
+            self.top.written.add(name)
+
+    @precondition(lambda self: self.unit and self.is_well and len(self.savepoints) == 1)
+    @rule(seconds=MOMENTS)
+    def write_is_cancelled(self, seconds: float) -> None:
+        """Cancel at any moment: what follows may be refused, and what is stored is all or none."""
+        name = self.new_name()
+        if self.tell("write_within", (name, seconds)):
+            self.top.written.add(name)
+        self.unsure = True
+
+    @precondition(lambda self: self.unit and self.unsure and not self.over)
+    @rule()
+    def writes_after_that(self) -> None:
+        name = self.new_name()
+        if self.tell("write", name):
             self.top.written.add(name)
 
     @precondition(lambda self: self.unit and self.unit.way in SESSIONS and self.is_well)
@@ -377,12 +430,14 @@ class TransactionMachine(RuleBasedStateMachine):
         assert self.tell("flush", name)
         self.top.written.add(name)
 
-    @precondition(lambda self: self.unit and self.unit.way in SESSIONS and not self.undone)
+    @precondition(
+        lambda self: self.unit
+        and self.unit.way in SESSIONS
+        and not (self.undone or self.unsure or self.top.aborted)
+    )
     @rule()
     def adds(self) -> None:
         """Add what is only flushed at the end."""
-        if self.top.aborted:
-            return
         name = self.new_name()
         assert self.tell("add", name) == self.is_well
         if self.is_well:
@@ -442,7 +497,7 @@ class TransactionMachine(RuleBasedStateMachine):
     @rule()
     def rolls_back_itself(self) -> None:
         assert self.tell("roll_back")
-        self.over, self.undone = True, False
+        self.over, self.undone, self.unsure = True, False, False
         for each in self.savepoints:
             each.aborted = ""
 
