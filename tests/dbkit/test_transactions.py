@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -10,7 +11,8 @@ from dbkit import Database, Databases, TransactionAborted, install, session_from
 from dbkit.embedded import EmbeddedPostgres
 from dbkit.sqlstates import sqlstate
 from dbkit.testing.sandbox import Sandbox
-from fastapi import FastAPI
+from fastapi import BackgroundTasks, FastAPI, Request, Response, WebSocket
+from fastapi.responses import StreamingResponse
 from httpx import ASGITransport, AsyncClient
 from pooler import pgbouncer
 from shop import Item, fill
@@ -420,6 +422,174 @@ async def test_no_client_is_told_of_success(
     assert await names(shop) == ["lamp", "chair"]
 
 
+async def in_a_background_task(shop: Database, app: FastAPI, told: list[str]) -> None:
+    async def work() -> None:
+        try:
+            await by_session(shop, flush_fails)
+        except TransactionAborted:
+            told.append("aborted")
+            raise
+        told.append("stored")
+
+    @app.post("/")
+    async def route(tasks: BackgroundTasks) -> None:  # pyright: ignore[reportUnusedFunction] -- FastAPI calls it
+        tasks.add_task(work)
+
+    await post(app)
+
+
+async def in_a_websocket(shop: Database, app: FastAPI, told: list[str]) -> None:
+    @app.websocket("/")
+    async def route(socket: WebSocket) -> None:  # pyright: ignore[reportUnusedFunction] -- FastAPI calls it
+        await socket.accept()
+        await by_session(shop, flush_fails)
+        await socket.send_text("stored")
+
+    await converse(app, told)
+
+
+async def in_a_websocket_by_its_session(shop: Database, app: FastAPI, told: list[str]) -> None:
+    @app.websocket("/")
+    async def route(  # pyright: ignore[reportUnusedFunction] -- FastAPI calls it
+        socket: WebSocket, session: Annotated[AsyncSession, session_from(shop)]
+    ) -> None:
+        await socket.accept()
+        await flush_fails(shop, session)
+
+    await converse(app, told)
+
+
+async def with_shield(shop: Database, app: FastAPI, told: list[str]) -> None:
+    @app.post("/")
+    async def route() -> str:  # pyright: ignore[reportUnusedFunction] -- FastAPI calls it
+        await asyncio.shield(by_session(shop, flush_fails))
+        return "stored"
+
+    told.append(await post(app))
+
+
+async def with_shield_of_a_statement(shop: Database, app: FastAPI, told: list[str]) -> None:
+    @app.post("/")
+    async def route(session: Annotated[AsyncSession, session_from(shop)]) -> str:  # pyright: ignore[reportUnusedFunction] -- FastAPI calls it
+        await asyncio.shield(flush_fails(shop, session))
+        return "stored"
+
+    told.append(await post(app))
+
+
+async def with_a_streaming_response(shop: Database, app: FastAPI, told: list[str]) -> None:
+    @app.middleware("http")
+    async def middleware(request: Request, call_next: Any) -> Response:  # pyright: ignore[reportUnusedFunction] -- Starlette calls it
+        return await call_next(request)
+
+    @app.post("/")
+    async def route() -> StreamingResponse:  # pyright: ignore[reportUnusedFunction] -- FastAPI calls it
+        async def body() -> AsyncGenerator[str]:
+            yield "begun, "
+            await by_session(shop, flush_fails)
+            yield "stored"
+
+        return StreamingResponse(body())
+
+    told.append(await post(app))
+
+
+async def with_a_middleware(shop: Database, app: FastAPI, told: list[str]) -> None:
+    @app.middleware("http")
+    async def middleware(request: Request, call_next: Any) -> Response:  # pyright: ignore[reportUnusedFunction] -- Starlette calls it
+        return await call_next(request)
+
+    @app.post("/")
+    async def route(session: Annotated[AsyncSession, session_from(shop)]) -> StreamingResponse:  # pyright: ignore[reportUnusedFunction] -- FastAPI calls it
+        await flush_fails(shop, session)
+        return StreamingResponse(iter(["stored"]))
+
+    told.append(await post(app))
+
+
+async def post(app: FastAPI) -> str:
+    """Return the body of a 2xx; "" if there was none, or it broke off."""
+    transport = ASGITransport(app, raise_app_exceptions=False)
+    async with AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.post("/")
+    return response.text if response.is_success else ""
+
+
+async def converse(app: FastAPI, told: list[str]) -> None:
+    """Open a WebSocket, and note what is said before its end."""
+    scope = {
+        **{"type": "websocket", "path": "/", "raw_path": b"/", "query_string": b""},
+        **{"headers": [], "subprotocols": [], "root_path": "", "scheme": "ws"},
+        **{"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "asgi": {"version": "3.0"}},
+    }
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "websocket.send":
+            told.append(message["text"])
+
+    try:
+        await app(scope, receive, send)
+    except TransactionAborted:
+        told.append("aborted")
+
+
+@on("postgresql", "mariadb", "sqlite")
+@pytest.mark.parametrize(
+    ("way", "expected"),
+    [
+        (in_a_background_task, ["aborted"]),
+        (in_a_websocket, ["aborted"]),
+        (in_a_websocket_by_its_session, ["aborted"]),
+        (with_shield, [""]),
+        (with_shield_of_a_statement, [""]),
+        (with_a_streaming_response, ["begun, "]),
+        (with_a_middleware, [""]),
+    ],
+)
+async def test_nobody_is_told_of_success_in_any_way(
+    shop: Database,
+    way: Callable[[Database, FastAPI, list[str]], Awaitable[None]],
+    expected: list[str],
+) -> None:
+    app = FastAPI()
+    install(app, Databases(shop))
+    told: list[str] = []
+
+    await way(shop, app, told)
+
+    assert told == expected
+    assert await names(shop) == ["lamp", "chair"]
+
+
+@on("postgresql", "mariadb", "sqlite")
+async def test_one_of_two_databases_in_a_route_is_undone(shop: Database, tmp_path: Path) -> None:
+    other = Database("other", "sqlite", url=f"sqlite:///{tmp_path / 'other.sqlite3'}")
+    app = FastAPI()
+    install(app, Databases(shop, other))
+    undone: list[Database] = []
+
+    @app.post("/")
+    async def route(  # pyright: ignore[reportUnusedFunction] -- FastAPI calls it
+        first: Annotated[AsyncSession, session_from(shop)],
+        second: Annotated[AsyncSession, session_from(other)],
+    ) -> str:
+        for database, session in (shop, first), (other, second):
+            await (flush_fails if database in undone else insert_new)(database, session)
+        return "stored"
+
+    async with other.open():
+        await fill(other)
+        undone[:] = [other]  # It is ended first: nothing is stored in either.
+        assert await post(app) == ""
+        assert await names(shop) == await names(other) == ["lamp", "chair"]
+        undone[:] = [shop]  # The other is committed by then, as the docs say.
+        assert await post(app) == ""
+        assert await names(shop) == ["lamp", "chair"]
+
+
 async def by_asyncpg(driver: Any) -> None:
     async with driver.transaction():
         await driver.execute("INSERT INTO items (label, quantity) VALUES ('new', 1)")
@@ -434,13 +604,49 @@ async def by_hand(driver: Any) -> None:
     await driver.execute("COMMIT")
 
 
+async def by_hand_and_on(driver: Any) -> None:
+    await driver.execute("BEGIN; INSERT INTO items (label, quantity) VALUES ('new', 1)")
+    with suppress(Exception):
+        await driver.execute("SELECT 1/0")
+    try:
+        await driver.execute("COMMIT AND CHAIN")
+    finally:
+        await driver.execute("ROLLBACK")
+
+
 @on("postgresql")
-@pytest.mark.parametrize("act", [by_asyncpg, by_hand])
+@pytest.mark.parametrize("act", [by_asyncpg, by_hand, by_hand_and_on])
 async def test_a_transaction_of_the_drivers_own_is_not_said_to_be_done(
     shop: Database, act: Callable[[Any], Awaitable[None]]
 ) -> None:
     async with shop.driver_connection() as driver:
         with pytest.raises(TransactionAborted, match="by: SELECT 1/0"):
             await act(driver)
+
+    assert await names(shop) == ["lamp", "chair"]
+
+
+@on("postgresql", "pgbouncer")
+@pytest.mark.parametrize("word", ["COMMIT", "end", "-- well\n COMMIT AND CHAIN"])
+async def test_a_commit_whose_answer_the_driver_drops_is_refused(shop: Database, word: str) -> None:
+    async def prepared(driver: Any) -> None:
+        await (await driver.prepare(word)).fetch()
+
+    ways: list[Callable[[Any], Awaitable[Any]]] = [
+        lambda driver: driver.fetch(word),
+        lambda driver: driver.fetchval(word),
+        lambda driver: driver.executemany(word, [()]),
+        prepared,
+    ]
+    for way in ways:
+        async with shop.driver_connection() as driver:
+            await driver.execute("BEGIN; INSERT INTO items (label, quantity) VALUES ('new', 1)")
+            with suppress(Exception):
+                await driver.execute("SELECT 1/0")
+            with pytest.raises(InvalidRequestError, match="shop: this way to COMMIT"):
+                await way(driver)
+            await driver.execute("ROLLBACK")
+    async with shop.driver_connection() as driver:  # Outside of one, it commits nothing.
+        await driver.fetch("COMMIT")
 
     assert await names(shop) == ["lamp", "chair"]

@@ -431,9 +431,11 @@ class TransactionMachine(RuleBasedStateMachine):
         self.top.written.add(name)
 
     @precondition(
-        lambda self: self.unit
-        and self.unit.way in SESSIONS
-        and not (self.undone or self.unsure or self.top.aborted)
+        lambda self: (
+            self.unit
+            and self.unit.way in SESSIONS
+            and not (self.undone or self.unsure or self.top.aborted)
+        )
     )
     @rule()
     def adds(self) -> None:

@@ -4,10 +4,17 @@ import re
 from importlib import import_module
 from typing import Any
 
+from sqlalchemy.exc import InvalidRequestError
+
 from .sqlstates import IN_ABORTED, sqlstate
-from .transactions import Failure, aborted
+from .transactions import BLANKS, Failure, aborted
 
 ROLLBACK = re.compile(r"\b(?:rollback|abort)\b", re.IGNORECASE)
+COMMIT = re.compile(BLANKS + r"(?:COMMIT|END)\b(?!\s+PREPARED)", re.IGNORECASE | re.DOTALL)
+PREPARED_COMMIT = """\
+{name}: this way to COMMIT does not say whether the transaction was committed or rolled back
+  1. use asyncpg's own: `async with connection.transaction():`;
+  2. or `await connection.execute("COMMIT")`, which raises if it was rolled back."""
 
 Driver: Any = object
 """Stands for asyncpg's, which is not there where all databases are others."""
@@ -48,6 +55,13 @@ class CheckedConnection(Driver):
         if not self.is_in_transaction():
             self.failure = None
         return status
+
+    def _get_statement(self, query: str, *args: Any, **options: Any) -> Any:
+        """Refuse a COMMIT whose answer asyncpg drops: `fetch`, `prepare`, `cursor`."""
+        if COMMIT.match(query) and self.is_in_transaction():
+            raise InvalidRequestError(PREPARED_COMMIT.format(name=self.database_name))
+        parent: Any = super()
+        return parent._get_statement(query, *args, **options)  # noqa: SLF001 -- ours
 
     async def _do_execute(self, query: str, *args: Any, **options: Any) -> Any:
         parent: Any = super()
