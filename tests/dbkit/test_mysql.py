@@ -193,7 +193,7 @@ async def test_a_cancellation_that_comes_together_with_the_answer_is_not_lost(
             self.protocol = protocol
             self.task = task
 
-        def get_buffer(self, sizehint: int) -> bytearray:
+        def get_buffer(self, sizehint: int) -> Any:
             return self.protocol.get_buffer(sizehint)
 
         def buffer_updated(self, nbytes: int) -> None:
@@ -204,7 +204,7 @@ async def test_a_cancellation_that_comes_together_with_the_answer_is_not_lost(
         async with database.session() as session:
             connection = await session.connection()
             driver: Any = (await connection.get_raw_connection()).driver_connection
-            transport: asyncio.Transport = driver._transport
+            transport: asyncio.Transport = driver._transport  # noqa: SLF001 -- told nowhere else
             protocol: Any = transport.get_protocol()
             task = asyncio.current_task()
             assert task is not None
