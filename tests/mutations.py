@@ -1,0 +1,202 @@
+"""Break the kit on purpose, one place at a time, and see the tests of transactions go red.
+
+By hand: `uv run python tests/mutations.py`, or with words of those to try. It takes minutes, and
+fails if a mutation goes unnoticed, or no longer fits the code. The table says how many runs
+the state machine needed, of 200 at the most.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+KIT = "template/src/{{package}}/dbkit"
+RUNS = "200"
+MACHINE = "tests/dbkit/test_transaction_machine.py"
+TRANSACTIONS = "tests/dbkit/test_transactions.py"
+
+
+class Mutation(NamedTuple):
+    """One place of the kit, broken, and the tests that must notice."""
+
+    what: str
+    module: str
+    before: str
+    after: str
+    tests: str = MACHINE
+    choice: str = "postgresql"
+    """As pytest's `-k` takes it: of the machine, a server."""
+
+
+MUTATIONS = [
+    Mutation(
+        "a ROLLBACK is taken for a COMMIT",
+        "postgresql.py",
+        'if status == "ROLLBACK" and',
+        "if False and",
+    ),
+    Mutation(
+        "a transaction that a cancellation undid ends in silence",
+        "transactions.py",
+        "            if value is None:  # The connection is gone.",
+        "            if value is not None:",
+    ),
+    Mutation(
+        "a session ends in silence after a flush that failed",
+        "transactions.py",
+        "if ours is None or ours.is_active:",
+        "if True:",
+        choice="sqlite",
+    ),
+    Mutation(
+        "a session commits whatever its code raised",
+        "transactions.py",
+        "await super().__aexit__(type_, value, traceback)",
+        "await super().__aexit__(None, None, None)",
+        choice="sqlite",
+    ),
+    Mutation(
+        "what comes after a transaction was undone is run",
+        "transactions.py",
+        "    raise aborted(name_of(context), driver.failure)",
+        "    return None",
+        choice="sqlite",
+    ),
+    Mutation(
+        "SQLite's own rollback goes unnoticed",
+        "sqlite.py",
+        "if before and self._is_alive() and not self.in_transaction:",
+        "if False:",
+        choice="sqlite",
+    ),
+    Mutation(
+        "SQLite begins no transaction",
+        "engine.py",
+        'connection.exec_driver_sql("BEGIN IMMEDIATE")',
+        "pass",
+        choice="sqlite",
+    ),
+    Mutation("a deadlock undoes nothing", "mysql.py", "1213,  # deadlock", "", choice="mariadb"),
+    Mutation(
+        "MariaDB commits what came after a deadlock",
+        "mysql.py",
+        "if failure and (self.is_undone or",
+        "if failure and False and (self.is_undone or",
+        choice="mariadb",
+    ),
+    Mutation(
+        "MariaDB commits each statement",
+        "mysql.py",
+        'autocommit(level == "AUTOCOMMIT")',
+        "autocommit(True)",
+        choice="mariadb",
+    ),
+    Mutation(
+        "a request goes on without its client",
+        "disconnects.py",
+        'request.task.cancel("the client has left")',
+        "pass",
+    ),
+    Mutation(
+        "a client that leaves cancels a commit",
+        "context.py",
+        "        request.watched = False",
+        "        pass",
+        "tests/dbkit/test_disconnects.py",
+        "not slow",
+    ),
+    Mutation(
+        "a connection is handed on in its transaction",
+        "pool/drivers.py",
+        "        if is_in_transaction() and not in_sandbox:",
+        "        if False:",
+        "tests/dbkit/test_clean_connections.py",
+        "postgresql or sqlite",
+    ),
+    Mutation(
+        "a cancellation is lost beside an answer",
+        "mysql.py",
+        "async def _fill_buffer(",
+        "async def _fill(",
+        "tests/dbkit/test_mysql.py",
+        "together_with",
+    ),
+    Mutation(
+        "the driver's fetch() may COMMIT",
+        "postgresql.py",
+        "if COMMIT.match(query) and",
+        "if False and",
+        TRANSACTIONS,
+        "answer_the_driver_drops",
+    ),
+    Mutation(
+        "a transaction that the driver ended is committed",
+        "postgresql.py",
+        'if query == "COMMIT;" and',
+        "if False and",
+        TRANSACTIONS,
+        "driver_rolls_back and postgresql",
+    ),
+    Mutation(
+        "COMMIT is for SQL text",
+        "transactions.py",
+        "if not context.is_text or",
+        "if True or",
+        TRANSACTIONS,
+        "not_for_text",
+    ),
+]
+
+
+def noticed(mutation: Mutation) -> str:
+    """Break a copy of the project; return how it was noticed, or "" if it was not."""
+    with TemporaryDirectory() as directory:
+        copy = Path(directory) / "project"
+        for part in ("template/src", "tests"):
+            shutil.copytree(ROOT / part, copy / part)
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        module = copy / KIT / mutation.module
+        text = module.read_text()
+        assert text.count(mutation.before) == 1, f"{mutation.what}: does not fit the code"
+        module.write_text(text.replace(mutation.before, mutation.after))
+        command = [
+            *(sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "--timeout=0"),
+            *("-p", "no:cacheprovider", mutation.tests, "-k", mutation.choice),
+        ]
+        ended = subprocess.run(
+            command,
+            cwd=copy,
+            env=os.environ | {"TRANSACTION_RUNS": RUNS},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if ended.returncode not in {0, 1}:
+        raise SystemExit(f"{mutation.what}: no test was run\n{ended.stdout}{ended.stderr}")
+    if ended.returncode == 0:
+        return ""
+    run = re.search(r"in run (\d+)", ended.stdout)
+    failed = re.search(r"^FAILED \S+::(\S+)", ended.stdout, re.MULTILINE)
+    return f"run {run[1]}" if run else failed[1] if failed else "an error"
+
+
+def main() -> None:
+    """Try them all, or those that have one of the words."""
+    words = sys.argv[1:]
+    unnoticed = 0
+    for each in MUTATIONS:
+        if words and not any(word in f"{each}" for word in words):
+            continue
+        how = noticed(each)
+        unnoticed += not how
+        print(f"| {each.what} | {each.module} | {each.choice} | {how or 'UNNOTICED'} |", flush=True)
+    raise SystemExit(unnoticed)
+
+
+if __name__ == "__main__":
+    main()
