@@ -15,6 +15,8 @@ from importlib import import_module
 from types import CodeType
 from typing import Any
 
+from uvicorn import Config
+
 WARM_UP, REQUESTS = 100, 500
 LAYERS = {
     "/site-packages/fastapi/": "FastAPI",
@@ -93,4 +95,5 @@ async def count(app: Any) -> dict[str, float]:
 
 if __name__ == "__main__":
     contender = import_module(f"benchmarks.throughput.contenders.{sys.argv[1]}")
+    Config(contender.app, log_level="warning", access_log=False)  # Sets up logging, as there.
     print(json.dumps(asyncio.run(count(contender.app))))

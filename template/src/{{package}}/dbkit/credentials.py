@@ -12,7 +12,7 @@ from sqlalchemy import URL
 from .aside import aside
 
 Password = SecretStr | Callable[[], str | Awaitable[str]]
-"""A password, or what returns it: called at each connect, in the event loop."""
+"""A password, or what returns it: called at each connect, in the event loop; it may not block."""
 
 REFUSED = frozenset({"28P01", "28000"})
 """SQLSTATEs of a server that did not accept the password."""

@@ -9,7 +9,7 @@ from math import inf
 from time import monotonic
 
 from .pool import FairPool
-from .usage import NO_ROUTE, Use, holder_of
+from .usage import NO_ROUTE, WEBSOCKET, Use, holder_of
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,9 @@ SHARE = 50
 """A full garbage collection is followed by none of ours for so many times as long as it took."""
 QUIET = 60.0
 """Seconds until the same route is named again."""
+
+ADVICE = "end the session before what is slow, or begin it after"
+IN_WEBSOCKET = "a WebSocket takes `async with {}.session()` for each message"
 
 
 class Detectors:
@@ -137,8 +140,8 @@ class Detectors:
         self._named = {name: until for name, until in self._named.items() if now < until}
         self._named[route] = now + QUIET
         logger.warning(
-            "%s: a connection is held while the database has nothing to do: %s;"
-            " end the session before what is slow, or begin it after",
+            "%s: a connection is held while the database has nothing to do: %s; %s",
             pool.name,
             holder_of(pool.name, use, now),
+            IN_WEBSOCKET.format(pool.name) if route.startswith(WEBSOCKET) else ADVICE,
         )
