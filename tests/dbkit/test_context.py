@@ -158,6 +158,25 @@ async def test_what_a_request_shields_is_not_cancelled_with_it(service: Service)
     assert await service.count() == 1
 
 
+async def test_what_a_request_shields_does_not_keep_it_from_being_cancelled(
+    service: Service,
+) -> None:
+    @service.app.get("/")
+    async def route() -> None:
+        await asyncio.shield(in_session(service.database))
+        service.begun.append("committed")
+        await asyncio.Event().wait()
+
+    request = service.request("/")
+    await until(lambda: service.begun == ["committed"])
+    service.left.set()
+    await request
+
+    assert service.statuses == []
+    assert await service.count() == 1
+    assert "GET /" not in service.database.pool.usage.routes
+
+
 async def gather(work: Awaitable[None]) -> None:
     await asyncio.gather(work)
 

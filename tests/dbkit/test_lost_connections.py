@@ -67,7 +67,7 @@ async def fails(database: Database) -> None:
 async def leaves_a_generator(database: Database) -> None:
     async def rows() -> AsyncGenerator[int]:
         with suppress(DBAPIError):  # Its connection is closed before it, or after.
-            async with AsyncSession(database.engine) as session:
+            async with database.session() as session:
                 yield await session.scalar(ONE) or 0
 
     cycle: list[Any] = [rows()]

@@ -4,9 +4,10 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, TypeVarTuple, Unpack, overload
 
 from sqlalchemy import CursorResult, Executable, MetaData, event
@@ -57,6 +58,38 @@ class Opened:
     sessions: async_sessionmaker[CheckedSession]
     reader: Reader
     probe: Probe
+
+
+class SessionBlock(AbstractAsyncContextManager[AsyncSession]):
+    """`async with database.session()`.
+
+    Not a generator: Python closes those that are left behind each by itself, with what they use.
+    """
+
+    def __init__(
+        self, database: "Database", block: AbstractAsyncContextManager[AsyncSession]
+    ) -> None:
+        self._database = database
+        self._block = block
+
+    async def __aenter__(self) -> AsyncSession:
+        return await self._block.__aenter__()
+
+    async def __aexit__(
+        self,
+        type_: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if value is None:
+            try:
+                shield()
+            except asyncio.CancelledError as left:
+                await self._block.__aexit__(type(left), left, left.__traceback__)
+                raise
+        await self._block.__aexit__(type_, value, traceback)
+        if value is None and self._database.replicas:
+            await note_commit(self._database)
 
 
 class Database:
@@ -250,16 +283,11 @@ class Database:
             logger.warning("%s: still in use, now closed: %d%s", self.name, len(taken), held)
         self._opened = None  # And no `dispose()`, after which the engine would connect again.
 
-    @asynccontextmanager
-    async def session(self) -> AsyncGenerator[AsyncSession]:
+    def session(self) -> AbstractAsyncContextManager[AsyncSession]:
         """Begin a transaction: commit on success, roll back on an error."""
         if self.replica_of is not None:
             raise ReadOnly(self.name, "begin a session", self.replica_of.name)
-        async with self._open.sessions.begin() as session:
-            yield session
-            shield()
-        if self.replicas:
-            await note_commit(self)
+        return SessionBlock(self, self._open.sessions.begin())
 
     @overload
     async def execute(
