@@ -272,6 +272,36 @@ async def test_behind_a_middleware_of_its_own_a_request_is_one(
     assert service.statuses == ([200] if commits else [])
 
 
+@pytest.mark.parametrize("middleware", [False, True])
+async def test_background_tasks_of_a_request_that_was_answered_go_on_without_its_client(
+    service: Service, *, middleware: bool
+) -> None:
+    async def pass_on(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        return await call_next(request)
+
+    if middleware:
+        service.app.middleware("http")(pass_on)
+
+    async def mail() -> None:
+        await service.go_on.wait()
+        service.begun.append("mail")
+
+    @service.app.get("/")
+    async def route(tasks: BackgroundTasks) -> None:
+        tasks.add_task(mail)
+
+    request = service.request("/")
+    await until(lambda: service.statuses == [200])
+    service.left.set()
+    await asyncio.sleep(0.05)  # Many times as long as it takes to be watched.
+    service.go_on.set()
+    await request
+
+    assert service.begun == ["mail"]
+
+
 async def test_a_worker_is_no_request_once_the_request_that_began_it_has_ended(
     service: Service,
 ) -> None:
