@@ -5,6 +5,8 @@ import re
 import subprocess
 from pathlib import Path
 
+ANSWERS = ".copier-answers.yml"
+
 LONGEST_WAIT = 5.0
 """Seconds to wait for the template's repository."""
 
@@ -12,21 +14,25 @@ SHORT = {"gh:": "https://github.com/", "gl:": "https://gitlab.com/"}
 """Copier's short forms of addresses."""
 
 
+def recorded(answer: str, root: Path) -> str:
+    """Return an answer that Copier recorded; an empty text without one, as in an image."""
+    answers = root / ANSWERS
+    text = answers.read_text(encoding="utf-8") if answers.is_file() else ""
+    found = re.search(rf"^{answer}: *(\S.*)$", text, re.MULTILINE)
+    return found[1].strip("'\" ") if found else ""
+
+
 def describe(root: Path) -> str | None:
     """Say which release of the template a service has, and which is the newest.
 
     Nothing where that is unknown or of no use: without Copier's answers, as in an image, and in CI.
     """
-    answers = root / ".copier-answers.yml"
-    if "CI" in os.environ or not answers.is_file():
+    release = re.match(r"v?(\d+(?:\.\d+)+)", recorded("_commit", root))
+    source = recorded("_src_path", root)
+    if "CI" in os.environ or not release or not source:
         return None
-    text = answers.read_text(encoding="utf-8")
-    found = re.search(r"^_commit: v?(\d+(?:\.\d+)+)", text, re.MULTILINE)
-    source = re.search(r"^_src_path: (.+)$", text, re.MULTILINE)
-    if not found or not source:
-        return None
-    has = found[1]
-    newest = max(releases(source[1].strip("'\""), root), key=number, default=None)
+    has = release[1]
+    newest = max(releases(source, root), key=number, default=None)
     if newest is None:
         return f"template {has}; its newest release is unknown: the template cannot be reached"
     if number(newest) <= number(has):
