@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import yaml
 from dbkit import commands
 from dbkit.service_settings import ServiceSettings
 from dbkit.settings import DatabaseSettings
-from rendering import Renderer, Service
+from packaging.specifiers import SpecifierSet
+from rendering import ROOT, Renderer, Service
 from running import run
 from variants import PYTHON_VERSIONS, VARIANTS, Variant, python_of
 
@@ -119,6 +120,29 @@ def test_uv_adds_below_the_lines_of_the_template(
 
     text = (tmp_path / "pyproject.toml").read_text()
     assert text.count('below.\n    "aaa>=1",\n    "orjson>=3",\n]') == 2
+
+
+def test_nothing_needs_a_newer_python_than_we_promise(render: Renderer) -> None:
+    """Ruff and pyright know the syntax of a version; this knows when a function came."""
+    (promised,) = re.findall(r"Python (3\.\d+) or newer", (ROOT / "README.md").read_text())
+    own = [ROOT / "fleet", ROOT / "tests", ROOT / "benchmarks"]
+    options = [f"--target={promised}-", "--violations", "--no-tips", "--no-config-file"]
+    # One that it takes for Python 2's: of two kinds of paths, it reads neither.
+    options += ["--exclude", "str.decode"]
+
+    done = run(ROOT, BIN / "vermin", *options, render().path, *filter(Path.is_dir, own))
+
+    assert done.returncode == 0, done.stdout
+    assert "Minimum required versions: " + promised in done.stdout
+    assert "File with" not in done.stdout, done.stdout  # Such a file is left out.
+
+
+def test_every_dependency_accepts_the_first_python_that_we_promise() -> None:
+    asked = {each.name: each.metadata["Requires-Python"] for each in distributions()}
+
+    assert "fastapi" in asked
+    refused = {name: of for name, of in asked.items() if "3.11.0" not in SpecifierSet(of or "")}
+    assert not refused
 
 
 def test_what_is_imported_is_declared(render: Renderer) -> None:
