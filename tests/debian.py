@@ -38,8 +38,10 @@ def find_program(name: str) -> Path:
     In CI nothing is skipped: there a program that cannot be had fails the test.
     """
     said = ""
-    if shutil.which(name, path=FOLDERS) is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        said = install(PROGRAMS[name].apt)
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        with alone():  # What another worker installs is there before it works.
+            if shutil.which(name, path=FOLDERS) is None:
+                said = install(PROGRAMS[name].apt)
     if found := shutil.which(name, path=FOLDERS):
         return Path(found)
     reason = f"no program {name}: {how_to_install(name, packages=PROGRAMS)}{said}"
@@ -53,12 +55,11 @@ def install(package: str) -> str:
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     install_ = [*APT, "install", "--no-install-recommends", package]
     said = ""
-    with alone():
-        for step in (install_, [*APT, "update"], install_):  # The lists may be absent, or too old.
-            done = subprocess.run(step, env=environment, check=False, capture_output=True)
-            if step is install_ and done.returncode == 0:
-                return ""
-            said = done.stderr.decode(errors="replace").strip()
+    for step in (install_, [*APT, "update"], install_):  # The lists may be absent, or too old.
+        done = subprocess.run(step, env=environment, check=False, capture_output=True)
+        if step is install_ and done.returncode == 0:
+            return ""
+        said = done.stderr.decode(errors="replace").strip()
     return f"; apt-get: {said.splitlines()[-1]}" if said else ""
 
 

@@ -261,6 +261,7 @@ def test_databases_of_compose_are_made_on_mariadb(
         mariadb.run(*(f"DROP DATABASE {name}" for name in names))
 
 
+@pytest.mark.programs
 def test_unit_of_the_documentation_is_one(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "deployment.md").read_text()
     unit = re.findall(r"^```ini\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0]

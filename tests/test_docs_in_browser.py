@@ -58,6 +58,7 @@ def page(browser: BrowserContext, service: RunningService) -> Generator[Page]:
     assert elsewhere == []
 
 
+@pytest.mark.programs
 def test_the_root_leads_to_pages_that_work(page: Page, service: RunningService) -> None:
     page.goto(f"{service.client.base_url}/")
 

@@ -12,6 +12,8 @@ from dbkit.programs import how_to_install
 from debian import PROGRAMS, find_program
 from rendering import ROOT
 
+pytestmark = pytest.mark.programs
+
 KIT = ROOT / "template" / "src" / "{{package}}" / "dbkit"
 BROUGHT = {"postgres", "mysql", "mysqld"}
 """Programs with another origin: a wheel, instead of `mariadb`, `find_mysqld()`."""

@@ -1,6 +1,7 @@
 """What this repository says about itself is so."""
 
 import re
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +21,16 @@ def commands(path: Path, fence: str = "console") -> list[str]:
 def test_ci_runs_the_command_of_the_readme() -> None:
     assert commands(ROOT / "README.md")[-1] == TESTS
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == TESTS
+
+
+def test_ci_tries_programs_in_a_bare_debian() -> None:
+    script = (ROOT / "tests" / "bare_debian.sh").read_text()
+    (proof,) = re.findall(r"^proof='(.*)'$", script, re.MULTILINE)
+    markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+
+    assert "tests/bare_debian.sh" in (ROOT / ".ci" / "run").read_text().splitlines()
+    assert re.fullmatch(r"tests/readme\.sh first && tests/readme\.sh tests .*-m (\w+)", proof)
+    assert proof.split()[-1] in {line.partition(":")[0] for line in markers["markers"]}
 
 
 def test_workflow_runs_what_ci_runs() -> None:

@@ -356,6 +356,7 @@ def certified(
             yield server.url("postgres")
 
 
+@pytest.mark.programs
 async def test_a_server_that_asks_for_a_certificate_is_shown_one(
     certified: URL, authority: trustme.CA, tmp_path: Path
 ) -> None:

@@ -93,6 +93,7 @@ async def test_twenty_clients_on_two_connections_get_their_own_answers(
             assert (await each.scalars(LEFT)).all() == []
 
 
+@pytest.mark.programs
 async def test_readers_and_sessions_work(pooled: Database) -> None:
     async with pooled.session() as session:
         await session.execute(text("CREATE TABLE numbers (n int)"))
