@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from asyncpg import DivisionByZeroError  # pyright: ignore[reportMissingTypeStubs]  # It has none.
 from dbkit import Database, Databases, TransactionAborted, install, session_from
 from dbkit.embedded import EmbeddedPostgres
 from dbkit.sqlstates import sqlstate
@@ -31,7 +32,7 @@ ENGINES = (*POSTGRESQL, *MYSQL, "sqlite")
 SLOW = {
     "postgresql": "SELECT pg_sleep(10)",
     "mysql": "SELECT sleep(10)",
-    "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 3000000)"
+    "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 1000000)"
     " SELECT count(*) FROM n",
 }
 
@@ -98,6 +99,15 @@ async def text_fails(_: Database, scope: Scope) -> None:
         await scope.execute(text("SELECT 1/0"))
 
 
+async def rows_fail_later(_: Database, scope: Scope) -> None:
+    """Read the first rows of a statement that fails in the middle of them."""
+    await insert_new(scope)
+    rows = await scope.stream(text("SELECT 1 / (70 - n) FROM generate_series(1, 100) AS n"))
+    with suppress(DBAPIError, DivisionByZeroError):  # SQLAlchemy leaves it as asyncpg's.
+        async for _row in rows:
+            pass
+
+
 async def flush_fails(_: Database, session: AsyncSession) -> None:
     await insert_new(session)
     session.add(Item(name="lamp"))
@@ -113,7 +123,7 @@ async def flush_fails_in_a_savepoint(_: Database, session: AsyncSession) -> None
 async def statement_is_cancelled(database: Database, scope: Scope) -> None:
     await insert_new(scope)
     with suppress(TimeoutError):
-        async with asyncio.timeout(0.1):
+        async with asyncio.timeout(0.02):
             await scope.execute(text(SLOW[database.dialect]))
 
 
@@ -196,6 +206,7 @@ async def winner(database: Database) -> AsyncGenerator[None]:
 CORE: list[tuple[Act, tuple[str, ...]]] = [
     (statement_fails, POSTGRESQL),
     (text_fails, POSTGRESQL),
+    (rows_fail_later, POSTGRESQL),
     (statement_is_cancelled, ENGINES),
     (driver_rolls_back, ("postgresql", "sqlite")),
     (autocommit_is_set, MYSQL),
