@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -229,7 +230,8 @@ class Unit:
                 await session.rollback()
 
         await scope.execute(change.where(Item.name == mine))
-        wins = asyncio.create_task(win())
+        # Of no request: one that commits is finished, whether its client leaves or not.
+        wins = asyncio.create_task(win(), context=Context())
         await locked.wait()
         try:
             await scope.execute(change.where(Item.name == theirs))
