@@ -1,4 +1,4 @@
-"""Break the kit on purpose, one place at a time, and see the tests of transactions go red.
+"""Break the kit on purpose, one place at a time, and see the tests go red.
 
 By hand: `uv run python tests/mutations.py`, or with words of those to try. It takes minutes, and
 fails if a mutation goes unnoticed, or no longer fits the code. The table says how many runs
@@ -19,6 +19,11 @@ KIT = "template/src/{{package}}/dbkit"
 RUNS = "200"
 MACHINE = "tests/dbkit/test_transaction_machine.py"
 TRANSACTIONS = "tests/dbkit/test_transactions.py"
+CONTEXT = "tests/dbkit/test_context.py"
+WEBSOCKETS = "tests/dbkit/test_websockets.py"
+LOST = "tests/dbkit/test_lost_connections.py"
+BLOCKED = "tests/dbkit/test_blocked_loop.py"
+SHARED = "tests/dbkit/test_shared.py"
 
 
 class Mutation(NamedTuple):
@@ -149,6 +154,102 @@ MUTATIONS = [
         "if True or",
         TRANSACTIONS,
         "not_for_text",
+    ),
+    Mutation(
+        "a task that nobody awaits commits for its request",
+        "context.py",
+        "if (request := current()) is not None:",
+        "if (request := _request.get()) is not None:",
+        CONTEXT,
+        "nobody_awaits and sqlite",
+    ),
+    Mutation(
+        "tasks of a task group are none of the request's",
+        "context.py",
+        '("asyncio.", "anyio.")',
+        '("asyncio.",)',
+        CONTEXT,
+        "sqlite",
+    ),
+    Mutation(
+        "a task that is awaited is none of the request's",
+        "context.py",
+        'name.startswith("Task.") or',
+        "",
+        CONTEXT,
+        "sqlite",
+    ),
+    Mutation(
+        "what is shielded is part of the request",
+        "context.py",
+        ' and not name.startswith("shield.")',
+        "",
+        CONTEXT,
+        "shields and sqlite",
+    ),
+    Mutation(
+        "a connection counts for the request that began its task",
+        "usage.py",
+        "Use(task, current(), now",
+        "Use(task, __import__('dbkit').context.inherited(), now",
+        CONTEXT,
+        "sqlite",
+    ),
+    Mutation(
+        "background tasks end with the client",
+        "middleware.py",
+        "request.watched = False  #",
+        "pass  #",
+        CONTEXT,
+        "answered and sqlite",
+    ),
+    Mutation(
+        "a WebSocket does not end",
+        "middleware.py",
+        "        finally:\n            request.ended = True\n\n",
+        "        finally:\n            pass\n\n",
+        WEBSOCKETS,
+        "sqlite",
+    ),
+    Mutation(
+        "a task that has ended is not let go",
+        "detectors.py",
+        "self._pool().usage.let_go(use)",
+        "pass",
+        LOST,
+        "fails and postgresql",
+    ),
+    Mutation(
+        "nobody sends for the garbage collector",
+        "detectors.py",
+        "            gc.collect()\n",
+        "            pass\n",
+        LOST,
+        "connects and sqlite",
+    ),
+    Mutation(
+        "a holder pays for a time in which the loop stood",
+        "detectors.py",
+        "held -= sum(",
+        "held -= 0 * sum(",
+        BLOCKED,
+        "no_holder",
+    ),
+    Mutation(
+        "a waiter pays for a time in which the loop stood",
+        "pool/waiters.py",
+        "waiter.since = min(waiter.since + seconds, now)",
+        "pass",
+        BLOCKED,
+        "not real",
+    ),
+    Mutation(
+        "a look-up is made twice at a time",
+        "aside.py",
+        "_pending.get(key)",
+        "None",
+        SHARED,
+        "one_look_up or cancelled",
     ),
 ]
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from dbkit import Database, PoolOverloaded
+from dbkit import Database, PoolOverloaded, detectors
 from dbkit.timeouts import within
 from pool_fakes import FakeServer, VirtualLoop, give, in_virtual_time, outcomes, queue, settle, take
 from sqlalchemy import text
@@ -172,3 +172,18 @@ async def test_no_caller_is_turned_away_for_a_block_on_a_real_server(
 
         assert (pool.counters.shed, pool.counters.timeouts, pool.counters.lost) == (0, 0, 0)
         assert declared.probe.is_up
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("declared", ["sqlite"], indirect=True)
+async def test_no_holder_is_named_for_a_time_in_which_the_loop_stood(
+    declared: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detectors, "LOOK", 0.05)
+    async with declared.open(), declared.session() as session:
+        await session.execute(text("select 1"))
+        await asyncio.sleep(0.05)
+        slow_sync(1.5)
+        await asyncio.sleep(0.3)
+
+    assert "has nothing to do" not in caplog.text

@@ -50,7 +50,8 @@ class Service:
                 self.statuses.append(message["status"])
 
         async def serve() -> None:
-            await self.app(scope, receive, send)
+            async with asyncio.timeout(30):  # For one that is not cancelled, as it should be.
+                await self.app(scope, receive, send)
 
         return asyncio.create_task(serve())
 
