@@ -11,22 +11,20 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from ipaddress import ip_address
 from threading import Thread
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 _pending: dict[tuple[Callable[[str], Any], str], Future[Any]] = {}
 
 os.register_at_fork(after_in_child=_pending.clear)  # The threads stay with the parent.
 
 
-async def aside(work: Callable[[str], T], argument: str) -> T:
+async def aside(work: Callable[[str], Any], argument: str) -> Any:
     """Call `work` in a thread, or wait for the call with this argument that is under way.
 
     Whoever is cancelled leaves the call to the next one: there is never a second beside it.
     """
     key = work, argument
-    future: Future[T] | None = _pending.get(key)
+    future: Future[Any] | None = _pending.get(key)
     if future is None:
         future = _pending[key] = Future()
         future.set_running_or_notify_cancel()  # It is not cancelled with who waits for it.
@@ -35,7 +33,7 @@ async def aside(work: Callable[[str], T], argument: str) -> T:
     return await asyncio.wrap_future(future)
 
 
-def _call(work: Callable[[str], T], argument: str, future: Future[T]) -> None:
+def _call(work: Callable[[str], Any], argument: str, future: Future[Any]) -> None:
     try:
         outcome = work(argument)
     except BaseException as error:  # noqa: BLE001 -- for whoever waits
