@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run a command of the README as it is written: the `first`, until its service answers, or the `tests`,
-# which take more arguments. For machines with Python and Git only; it leaves .tools/ and ../my-service.
+# Run a command of the README as it is written: the `first`, on a free port, until its service answers,
+# or the `tests`, which take more arguments. For machines with Python and Git only; it leaves .tools/ and ../my-service.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,16 +10,9 @@ command_of_readme() { # The N-th of its blocks of commands.
 
 case ${1:-} in
   first)
-    # On another port if its own is taken; the command ends with `runserver`.
-    port=$(python3 -c '
-import socket
-try:
-    server = socket.create_server(("127.0.0.1", 8000))
-except OSError:
-    server = socket.create_server(("127.0.0.1", 0))
-print(server.getsockname()[1])')
-    command=$(command_of_readme 1)
-    if [[ $port != 8000 ]]; then command+=" --port $port"; fi
+    # On a port of its own: the README's may be another service's. The command ends with `runserver`.
+    port=$(python3 -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])')
+    command="$(command_of_readme 1) --port $port"
     setsid bash -euc "$command" &
     service=$!
     trap 'kill -TERM -- "-$service" 2>/dev/null || true; wait "$service" || true' EXIT
