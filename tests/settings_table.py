@@ -24,7 +24,7 @@ def table() -> str:
     """Write a row for each setting: its variable, default, bounds, and what it means."""
     rows = ""
     for name, field in DatabaseSettings.model_fields.items():
-        default = "" if field.is_required() or field.default is None else str(field.default)
+        default = "" if field.is_required() or field.default in (None, {}) else str(field.default)
         low = next((each.ge for each in field.metadata if isinstance(each, Ge)), "")
         high = next((each.le for each in field.metadata if isinstance(each, Le)), "")
         shown = default.lower() if isinstance(field.default, bool) else default

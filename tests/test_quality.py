@@ -223,7 +223,7 @@ def test_env_example_lists_every_variable_with_its_default(service: Service) -> 
     expected = ""
     for name, field in settings.items():
         default = first.get(name, field.default)
-        shown = "" if default in {"", None} else f"{default:g}"
+        shown = "" if default in ("", None, {}) else f"{default:g}"
         if isinstance(default, bool):
             shown = str(default).lower()
         expected += f"# {field.description}\n# DATABASE_{name.upper()}={shown}\n"

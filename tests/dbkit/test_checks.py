@@ -222,7 +222,7 @@ def test_a_variable_with_a_misspelt_prefix_is_a_warning(
         Finding(
             "database.W003",
             "analytics",
-            "ANALITICS_DATABASE_URL is read by nobody",
+            "ANALITICS_DATABASE_URL is no setting",
             "did you mean ANALYTICS_DATABASE_URL?",
         )
     ]

@@ -357,6 +357,45 @@ def test_a_migration_that_fails_says_how_far_it_came(service: Service) -> None:
     )
 
 
+def test_a_migration_that_needs_an_extension_says_what_to_do(service: Service) -> None:
+    file = service.path / "migrations" / "primary" / "0001_create_items.py"
+    created = 'op.execute("CREATE EXTENSION hstore")'
+    file.write_text(
+        file.read_text().replace("    op.create_table(", f"    {created}\n    op.create_table(")
+    )
+
+    said = service.refused("migrate", "--database", "primary")
+
+    assert 'extension "hstore" is not available' in said
+    assert "the server does not have the extension hstore" in said
+    assert "set DATABASE_URL, and TEST_DATABASE_URL for the tests" in said
+
+
+def test_a_variable_that_is_not_read_is_named_beside_the_server_that_is_started(
+    service: Service,
+) -> None:
+    url = service.variables.pop("DATABASE_URL")
+
+    done = service.manage("showmigrations", "--database", "primary", DATABASE_DSN=url)
+    checked = service.manage("check", "--database", "primary", PRIMARY_DATABASE_URL=url)
+
+    said = "primary: DATABASE_URL is not set, so it is on a server of the service's own;"
+    assert f"{said} nothing reads DATABASE_DSN\n" in done.err
+    assert "(database.W003) PRIMARY_DATABASE_URL is no setting" in checked.out
+    assert "did you mean DATABASE_URL?" in checked.out
+
+
+def test_hosts_that_are_refused_to_probes_are_a_finding(service: Service) -> None:
+    main = service.path / "src" / "orders" / "main.py"
+    added = "from starlette.middleware.trustedhost import TrustedHostMiddleware\n"
+    added += 'app.add_middleware(TrustedHostMiddleware, allowed_hosts=["orders.example.com"])\n'
+    main.write_text(main.read_text() + added)
+
+    done = service.manage("check")
+
+    assert "application: (application.W001) TrustedHostMiddleware answers 400" in done.out
+
+
 @pytest.mark.programs
 @pytest.mark.parametrize("database", ["primary", "audit"])
 def test_dbshell_reads_sql_from_its_input(service: Service, database: str) -> None:
@@ -366,6 +405,19 @@ def test_dbshell_reads_sql_from_its_input(service: Service, database: str) -> No
 
     assert done.code == 0
     assert "42" in done.out
+
+
+@pytest.mark.programs
+def test_dbshell_has_the_settings_of_the_service(service: Service) -> None:
+    find_program("psql")
+    done = service.manage(
+        "dbshell",
+        stdin="SHOW search_path; SHOW a.b;\n",
+        DATABASE_SERVER_SETTINGS=r"-c search_path=app,public -c a.b=two\ words",
+    )
+
+    assert "app,public" in done.out
+    assert "two words" in done.out
 
 
 def test_dbshell_of_mariadb_names_the_files_of_a_certificate(

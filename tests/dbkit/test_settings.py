@@ -50,6 +50,10 @@ ANOTHER = {
     str(bool): ("true", True),
     str(int): ("7", 7),
     str(float): ("7.5", 7.5),
+    str(DatabaseSettings.model_fields["server_settings"].annotation): (
+        "-c search_path=a,b -cjit=off --work-mem=5MB note.of=two\\ words\\\\",
+        {"search_path": "a,b", "jit": "off", "work_mem": "5MB", "note.of": "two words\\"},
+    ),
 }
 
 
@@ -334,6 +338,178 @@ def test_what_belongs_to_somebody_else_is_left_alone(name: str) -> None:
     assert misspelt([name], PREFIXES) == {}
 
 
+NAMES = {"orders": "DATABASE_"}
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("ORDERS_DATABASE_URL", "DATABASE_URL"),
+        ("ORDERS_DATABASE_POOL_SIZE", "DATABASE_POOL_SIZE"),
+        ("ORDERS_TEST_DATABASE_URL", "TEST_DATABASE_URL"),
+        ("DATABASE__URL", "DATABASE_URL"),
+        ("database_url", "DATABASE_URL"),
+        ("Analytics_Database_Url", "ANALYTICS_DATABASE_URL"),
+        ("DATABASE-POOL-SIZE", "DATABASE_POOL_SIZE"),
+        ("analytics.database.url", "ANALYTICS_DATABASE_URL"),
+        ("ANALYTICS__DATABASE__POOL_SIZE", "ANALYTICS_DATABASE_POOL_SIZE"),
+        ("DB_POOL_SIZE", "DATABASE_POOL_SIZE"),
+        ("ANALYTICS_DB_MAX_OVERFLOW", "ANALYTICS_DATABASE_MAX_OVERFLOW"),
+    ],
+)
+def test_another_spelling_of_a_setting_is_found(written: str, meant: str) -> None:
+    assert misspelt([written], PREFIXES, NAMES) == {written: meant}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("DB_PASSWORD", "DB_URL", "ANALYTICS_DB_PASSWORD", "POSTGRES_PASSWORD", "PGPASSWORD"),
+        *("ORDERS_URL", "ORDERS_DATABASE_HOST", "ANALYTICS_API_URL", "CELERY_DB_ECHO"),
+        *(
+            "ORDERS_TEST_DATABASE_ECHO",
+            "ORDERS_TEST_DATABASE",
+            "REDIS_DATABASE_URL",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
+        ),
+    ],
+)
+def test_another_programs_variables_are_left_alone(name: str) -> None:
+    assert misspelt([name], PREFIXES, NAMES | {"analytics": "ANALYTICS_DATABASE_"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        *((name, "postgres://u:s3cret@h/n") for name in ("DB_URL", "POSTGRES_URL", "DATABASE_DSN")),
+        *((name, URL) for name in ("DATABASE_URI", "ORDERS_URL", "ORDERS_DB_URL", "PG_DSN")),
+        ("SQLALCHEMY_DATABASE_URI", "postgresql+psycopg2://u:s3cret@h/n"),
+        *(("PGHOST", "h"), ("DB_HOST", "h"), ("POSTGRES_HOST", "h")),
+    ],
+)
+def test_a_missing_url_names_the_variable_that_may_hold_it(variable: str, value: str) -> None:
+    with pytest.raises(NotConfigured) as caught:
+        read_settings(
+            {variable: value}, prefix="DATABASE_", dialect="postgresql", declared={}, name="orders"
+        )
+
+    assert f"Nothing reads {variable}; is that what you mean?" in str(caught.value)
+    assert SECRET not in str(caught.value)
+    assert read({variable: value})  # Where there is a URL, nothing is amiss.
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ORDERS_URL", "https://orders.example.com"),
+        ("MYSQL_URL", "mysql://u:s3cret@h/n"),
+        ("BILLING_DATABASE_URL", URL),
+        ("TEST_DATABASE_URL", URL),
+        ("LOG_DB_URL", URL),
+    ],
+)
+def test_a_missing_url_does_not_name_what_belongs_to_others(variable: str, value: str) -> None:
+    with pytest.raises(NotConfigured) as caught:
+        read_settings(
+            {variable: value}, prefix="DATABASE_", dialect="postgresql", declared={}, name="orders"
+        )
+
+    assert variable not in str(caught.value)
+
+
+def test_a_nested_delimiter_is_a_warning_and_no_fault(
+    clean: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    databases = Databases(Database("orders", "postgresql", env_prefix="DATABASE_"))
+    monkeypatch.setenv("DATABASE_URL", URL)
+    monkeypatch.setenv("DATABASE__PASSWORD", SECRET)
+
+    assert databases.read_settings()["orders"].password is None
+    assert databases.misspelt_variables() == {"DATABASE__PASSWORD": "DATABASE_PASSWORD"}
+
+
+def test_variables_that_hold_a_url_are_found_where_there_is_none(
+    clean: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    databases = Databases(
+        Database("orders", "postgresql", env_prefix="DATABASE_"),
+        Database("analytics", "postgresql"),
+    )
+    monkeypatch.setenv("DATABASE_DSN", URL)
+    monkeypatch.setenv("ANALYTICS_DB_URL", URL)
+
+    assert databases.misspelt_variables() == {
+        "DATABASE_DSN": "DATABASE_URL",
+        "ANALYTICS_DB_URL": "ANALYTICS_DATABASE_URL",
+    }
+
+
+@pytest.mark.parametrize(
+    ("variables", "declared", "said"),
+    [
+        (
+            {"SERVER_SETTINGS": "search_path"},
+            {},
+            "SERVER_SETTINGS: write settings of the server as -c name=value -c name=value",
+        ),
+        (
+            {"SERVER_SETTINGS": "-c statement_timeout=5s"},
+            {},
+            "SERVER_SETTINGS: statement_timeout is set by DATABASE_STATEMENT_TIMEOUT, in seconds",
+        ),
+        (
+            {"URL": f"{URL}?options=-c%20lock_timeout%3D5s"},
+            {},
+            "URL: lock_timeout is set by DATABASE_LOCK_TIMEOUT, in seconds",
+        ),
+        (
+            {},
+            {"server_settings": {"client_encoding": "latin1"}},
+            "SERVER_SETTINGS, as declared: client_encoding cannot be set: the driver speaks UTF-8",
+        ),
+        (
+            {"URL": f"{URL}?pgbouncer=true&schema=app"},
+            {},
+            (
+                "URL: search_path cannot be set with DATABASE_PGBOUNCER=true: the next transaction"
+                " may be on another connection to the server; ALTER ROLE ... SET search_path = ..."
+                " holds for all"
+            ),
+        ),
+        (
+            {"URL": f"{URL}?connect_timeout=0"},
+            {},
+            (
+                "CONNECT_TIMEOUT: '0', as declared or in the URL, is not a number from 0.1 to 300."
+                " Seconds to wait for the server to accept a connection. Default: 5."
+            ),
+        ),
+    ],
+)
+def test_settings_of_the_server_that_cannot_be_are_faults(
+    variables: dict[str, str], declared: Any, said: str
+) -> None:
+    prefixed = {f"DATABASE_{name}": value for name, value in variables.items()}
+
+    assert faults(prefixed, declared) == (f"DATABASE_{said}",)
+
+
+def test_the_url_beats_declarations_and_variables_beat_the_url() -> None:
+    url = f"{URL}?connect_timeout=7&pgbouncer=true&application_name=web&options=-c%20timezone%3DUTC"
+    declared = {"connect_timeout": 3, "server_settings": {"timezone": "CET", "datestyle": "ISO"}}
+
+    settings = read({"DATABASE_URL": url}, declared)
+    over = read({"DATABASE_URL": url, "DATABASE_CONNECT_TIMEOUT": "9"}, declared)
+
+    assert (settings.connect_timeout, settings.pgbouncer) == (7, True)
+    assert over.connect_timeout == 9
+    assert settings.server_settings == {
+        "timezone": "UTC",
+        "datestyle": "ISO",
+        "application_name": "web",
+    }
+
+
 async def test_a_misspelt_prefix_is_a_warning_at_start(
     clean: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -345,7 +521,7 @@ async def test_a_misspelt_prefix_is_a_warning_at_start(
             pass
 
     assert caplog.messages == [
-        "AUDITS_DATABASE_POOL_SIZE is read by nobody; did you mean AUDIT_DATABASE_POOL_SIZE?"
+        "AUDITS_DATABASE_POOL_SIZE is no setting; did you mean AUDIT_DATABASE_POOL_SIZE?"
     ]
 
 

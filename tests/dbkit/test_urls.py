@@ -37,6 +37,26 @@ def test_every_name_of_postgresql_means_asyncpg(scheme: str) -> None:
         ("postgresql://u:p@/n?host=a:1&host=b:2", "u:p@/n?host=a%3A1&host=b%3A2"),
         ("postgresql://ü:ä@h/ö", "%C3%BC:%C3%A4@h/%C3%B6"),
         ("  postgresql://u:p@h/n\n", "u:p@h/n"),
+        # Neon, Supabase, Vercel, Prisma, Fly, Azure, Cloud SQL, Django, node-postgres, Symfony
+        ("postgresql://u:p@h/n?options=endpoint%3Dep-x", "u:p@h/n?options=endpoint%3Dep-x"),
+        ("postgresql://u.ref:p@h:6543/n?pgbouncer=true", "u.ref:p@h:6543/n?pgbouncer=true"),
+        ("postgres://u:p@h/n?sslmode=require&supa=base-pooler.x", "u:p@h/n?ssl=require"),
+        ("postgresql://u:p@h/n?schema=app", "u:p@h/n?options=-c+search_path%3Dapp"),
+        ("postgres://u:p@h.flycast:5432/n?sslmode=disable", "u:p@h.flycast:5432/n?ssl=disable"),
+        ("postgresql://u%40srv:p@h/n?sslmode=require", "u%40srv:p@h/n?ssl=require"),
+        ("postgresql://u:p@/n?host=/cloudsql/p:r:i", "u:p@/n?host=%2Fcloudsql%2Fp%3Ar%3Ai"),
+        ("postgresql://u:p@h/n?client_encoding=utf8&gssencmode=disable", "u:p@h/n"),
+        ("postgresql://u:p@h/n?uselibpqcompat=true&keepalives=1", "u:p@h/n"),
+        ("postgresql://u:p@h/n?serverVersion=16&charset=utf8", "u:p@h/n"),
+        ("postgresql://u:p@h/n?application_name=web", "u:p@h/n?options=-c+application_name%3Dweb"),
+        (
+            "postgresql://u:p@h/n?options=-c%20search_path%3Da,b%20--work-mem%3D5MB",
+            "u:p@h/n?options=-c+search_path%3Da%2Cb+-c+work_mem%3D5MB",
+        ),
+        (
+            "postgresql://u:p@h/n?connect_timeout=10&passfile=/run/pgpass",
+            "u:p@h/n?connect_timeout=10&passfile=%2Frun%2Fpgpass",
+        ),
         ("postgresql://u:a%40b%3Ac%2Fd%3Fe%25f@h/n", "u:a%40b%3Ac%2Fd%3Fe%25f@h/n"),
         ("postgresql://u:a:b/c?d@h/n", "u:a%3Ab%2Fc%3Fd@h/n"),
     ],
@@ -74,11 +94,43 @@ def test_a_socket_folder_may_stand_where_the_host_does() -> None:
             "sslmode is one of disable, allow, prefer, require, verify-ca, verify-full",
         ),
         (
-            "postgresql://u@h/n?application_name=s3cret",
+            "postgresql://u@h/n?colour=s3cret",
             (
-                "parameter application_name is not known here; it takes gsslib, host,"
-                " krbsrvname, port, ssl, sslcert, sslkey, sslmode, sslrootcert,"
-                " target_session_attrs"
+                "parameter colour is not known here; it takes connect_timeout, gsslib, host,"
+                " krbsrvname, options, passfile, pgbouncer, port, ssl, sslcert, sslkey, sslmode,"
+                " sslrootcert, target_session_attrs; settings of the server go in"
+                " DATABASE_SERVER_SETTINGS"
+            ),
+        ),
+        (
+            "postgresql://u:s3cret@h/n?connection_limit=5",
+            "parameter connection_limit is not taken here; set DATABASE_POOL_SIZE",
+        ),
+        (
+            "postgresql://u:s3cret@h/n?prepared_statements=false",
+            (
+                "parameter prepared_statements is not taken here; set DATABASE_PGBOUNCER=true,"
+                " behind a pooler"
+            ),
+        ),
+        (
+            "postgresql://u:s3cret@h/n?keepalives_idle=30",
+            "parameter keepalives_idle is not taken here; the pool has TCP keepalives of its own",
+        ),
+        (
+            "postgresql://u:s3cret@h/n?service=prod",
+            (
+                "parameter service is not taken here; write host, user and database of the service"
+                " in the URL"
+            ),
+        ),
+        (
+            "postgresql://u:s3cret@h/n?gssencmode=require",
+            (
+                "parameter gssencmode is not known here; it takes connect_timeout, gsslib, host,"
+                " krbsrvname, options, passfile, pgbouncer, port, ssl, sslcert, sslkey, sslmode,"
+                " sslrootcert, target_session_attrs; settings of the server go in"
+                " DATABASE_SERVER_SETTINGS"
             ),
         ),
         ("postgresql://h/n?password=s3cret&password=b", "parameter password is given twice"),
@@ -162,7 +214,10 @@ def test_sqlite_takes_relative_and_absolute_files(text: str, file: str) -> None:
         ),
         (
             "sqlite:///file.db?mode=memory&uri=true",
-            "has parameters, and takes none; write it as sqlite:///folder/file.sqlite3",
+            (
+                "has parameters, and takes none; write it as sqlite:///folder/file.sqlite3, and"
+                " PRAGMAs in DATABASE_SERVER_SETTINGS"
+            ),
         ),
         (
             "sqlite+pysqlite:///file.db",
@@ -179,3 +234,25 @@ def test_sqlite_takes_relative_and_absolute_files(text: str, file: str) -> None:
 )
 def test_what_is_no_sqlite_file_is_refused(text: str, message: str) -> None:
     assert refused(text, "sqlite") == message
+
+
+@pytest.mark.parametrize(
+    ("query", "mode"),
+    [
+        ("ssl-mode=REQUIRED", "require"),  # DigitalOcean, Aiven
+        ("sslaccept=strict", "verify-full"),  # PlanetScale with Prisma
+        ("sslaccept=accept_invalid_certs", "require"),
+        ("ssl=%7B%22rejectUnauthorized%22%3Atrue%7D", "verify-full"),  # PlanetScale with Node
+        ("ssl=%7B%22rejectUnauthorized%22%3A+true%7D", "verify-full"),
+        ("ssl_verify_cert=true&ssl_verify_identity=true", "verify-full"),  # TiDB Cloud
+        ("ssl_verify_cert=true", "verify-ca"),
+        ("ssl_mode=VERIFY_IDENTITY&connect_timeout=10", "verify-full"),
+        ("ssl=true&charset=utf8mb4", "require"),
+        ("reconnect=true", None),  # ClearDB
+    ],
+)
+def test_tls_of_mysql_as_platforms_write_it(query: str, mode: str | None) -> None:
+    url = parse_url(f"mysql://u:p@h/n?{query}", "mysql")
+
+    assert url.query.get("ssl") == mode
+    assert url.query.keys() <= {"ssl", "connect_timeout"}

@@ -158,13 +158,17 @@ def check(
 
     service: Service = context.obj
     chosen = service.selected(database)
-    import_module(service.app.partition(":")[0])
+    module, _, attribute = service.app.partition(":")
+    application = getattr(import_module(module), attribute, None)
 
     async def collect() -> "list[Finding]":
         return [finding async for finding in checks.check(chosen, deploy=deploy)]
 
+    # As the variables are without a server of our own.
+    variables = checks.check_variables(service.databases)
+    variables += checks.check_application(application)
     with development_servers(chosen):
-        findings = asyncio.run(collect()) + checks.check_variables(service.databases)
+        findings = asyncio.run(collect()) + variables
     if deploy:
         findings += checks.check_template(service.root)
     silenced = read_service_settings(environment()).silenced
@@ -236,7 +240,11 @@ def apply(database: "Database", to: str = "head") -> None:
     except DatabaseError:
         raise
     except DBAPIError as error:
+        from .embedded import missing_extension  # Only where there is something to say.
+
         half = HALF_WAY if database.dialect == "mysql" else ""
+        if advice := missing_extension(error, database.env_prefix):
+            half = f"\n{advice}"
         sys.exit(f"{database.name}: the next migration failed: {first_line(error)}{half}")
 
 
@@ -306,6 +314,7 @@ def dbshell(context: typer.Context, database: DatabaseOption = None) -> None:
     """
     from .credentials import Credentials
     from .development import development_servers
+    from .server_settings import write_options
     from .shells import SHELLS
 
     service: Service = context.obj
@@ -315,6 +324,9 @@ def dbshell(context: typer.Context, database: DatabaseOption = None) -> None:
         secret = asyncio.run(Credentials(settings.password, settings.password_file).ask())
         password = secret or settings.url.password
         url = settings.url.set(password=password)
+        if chosen.dialect == "postgresql" and settings.server_settings:
+            options = write_options(settings.server_settings)
+            url = url.update_query_dict({"options": options})
         command, told = SHELLS[chosen.dialect](url)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the shell.
         done = subprocess.run(command, env={**os.environ, **told}, check=False)  # noqa: S603 -- a shell is what was asked for
@@ -337,13 +349,13 @@ def runserver(
     import uvicorn
 
     from . import reloading
-    from .development import development_servers, has_url
+    from .development import development_servers
     from .page.access import DEVELOPMENT, LOOPBACK
     from .settings import environment
 
     service: Service = context.obj
     migrated = service.migrated(None)
-    local = [each for each in migrated if not has_url(each)]
+    local = [each for each in migrated if not each.has_url(environment())]
     must_be_free(host, port)
     # uvicorn raises SIGTERM once more when it has stopped: the databases stop after that.
     signal.signal(signal.SIGTERM, end)

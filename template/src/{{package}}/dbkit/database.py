@@ -22,6 +22,7 @@ from sqlalchemy.util import greenlet_spawn
 from .context import shield
 from .detectors import Detectors
 from .engine import create_engine, hosts
+from .engine_options import EngineOptions, OnConnect, check_options
 from .errors import NotOpen, ReadOnly, TransactionAborted, Unreachable
 from .failures import lacks_migration
 from .health import Probe
@@ -100,6 +101,11 @@ class Database:
     of, to read from; without a URL of its own it reads from that one. `env_prefix` begins the
     names of its variables; it is `ANALYTICS_DATABASE_` for `analytics` unless given. What is
     declared beside them (`pool_size=20`) are defaults that the environment overrides.
+
+    `engine_options` are further arguments of SQLAlchemy's `create_async_engine()`. `on_connect` is
+    called with each new connection of the driver before anything else uses it, to register codecs
+    or functions; not in migrations, which run before what it needs is there. A replica has both
+    from its primary, unless it is given its own.
     """
 
     def __init__(
@@ -110,6 +116,8 @@ class Database:
         base: type[DeclarativeBase] | None = None,
         replica_of: "Database | None" = None,
         env_prefix: str | None = None,
+        engine_options: EngineOptions | None = None,
+        on_connect: OnConnect | None = None,
         **declared: Unpack[Declared],
     ) -> None:
         self.name = name
@@ -124,7 +132,15 @@ class Database:
                 )
             replica_of.replicas.append(self)
             declared = {"required": False, **declared}
+            if "server_settings" in replica_of.declared:
+                theirs = replica_of.declared["server_settings"]
+                declared = {"server_settings": theirs, **declared}
+            engine_options = engine_options or replica_of.engine_options
+            on_connect = on_connect or replica_of.on_connect
         self.env_prefix = env_prefix or f"{name.upper()}_DATABASE_"
+        self.engine_options = engine_options or {}
+        self.on_connect = on_connect
+        check_options(self.engine_options, self.env_prefix)
         self.history = History()
         self.declared: Declared = declared
         self.origins: dict[str, str] = {}
@@ -190,11 +206,24 @@ class Database:
         if self.replica_of and "url" not in declared and not own:
             theirs = self.replica_of.read_settings(variables)
             # With the way in; as it was read, which is more than one may declare.
-            way_in: Any = theirs.model_dump(include={"password", "password_file", "pgbouncer"})
+            way_in: Any = theirs.model_dump(
+                include={"password", "password_file", "pgbouncer", "server_settings"}
+            )
             url = theirs.url.render_as_string(hide_password=False)
             declared = way_in | declared | {"url": url}
         return read_settings(
-            variables, prefix=self.env_prefix, dialect=self.dialect, declared=declared
+            variables,
+            prefix=self.env_prefix,
+            dialect=self.dialect,
+            declared=declared,
+            name=self.name,
+        )
+
+    def has_url(self, variables: Mapping[str, str]) -> bool:
+        """Whether it has a URL of its own: neither embedded, nor a SQLite file as declared."""
+        declared = self.dialect != "sqlite" and "url" in self.declared
+        return declared or any(
+            f"{self.env_prefix}{name}" in variables for name in ("URL", "URL_FILE")
         )
 
     @asynccontextmanager
@@ -211,7 +240,13 @@ class Database:
         """Make the engine, its sessions and the probe; none of them connects yet."""
         read_only = self.replica_of is not None
         engine = create_engine(
-            self.name, self.env_prefix, settings, read_only=read_only, poolclass=poolclass
+            self.name,
+            self.env_prefix,
+            settings,
+            read_only=read_only,
+            poolclass=poolclass,
+            options=self.engine_options,
+            on_connect=self.on_connect,
         )
         if self.base is not None:
             self._note_migrations(engine, self.base.metadata)
@@ -236,13 +271,24 @@ class Database:
             if error is not None and lacks_migration(context, tables):
                 error.add_note(MISSING.format(self.name))
 
+    def connecting(
+        self, settings: DatabaseSettings, *, on_connect: OnConnect | None = None
+    ) -> AsyncEngine:
+        """Make an engine without a pool, each of whose connections is a new one."""
+        return create_engine(
+            self.name,
+            self.env_prefix,
+            settings,
+            pooled=False,
+            options=self.engine_options,
+            on_connect=on_connect,
+        )
+
     def _make_probe(self, settings: DatabaseSettings) -> Probe:
         """Make the probe: of one server or, of a replica, of each host."""
         urls = hosts(settings.url) if self.replica_of else [settings.url]
         engines = [
-            create_engine(
-                self.name, self.env_prefix, settings.model_copy(update={"url": url}), pooled=False
-            )
+            self.connecting(settings.model_copy(update={"url": url}), on_connect=self.on_connect)
             for url in urls
         ]
         if self.replica_of:
@@ -258,7 +304,7 @@ class Database:
         logs it, and the pool goes on trying in the background.
         """
         self._opened = self.make(settings)
-        self.origins = origins(self.env_prefix, self.declared)
+        self.origins = origins(self.env_prefix, self.declared, settings.url)
         record_times(self.name, self.pool.usage)
         await self.probe.start(lambda: self.pool.retry())  # noqa: PLW0108 -- another after dispose()
         detectors = Detectors(lambda: self.pool, settings.leak_after, self.env_prefix)

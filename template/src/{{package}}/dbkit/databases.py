@@ -11,6 +11,7 @@ from .collector import spare_requests
 from .database import Database
 from .errors import NotConfigured
 from .health import notice_sigterm
+from .misspelt import is_fault, meant_for
 from .service_settings import ServiceSettings, read_service_settings
 from .settings import (
     DatabaseSettings,
@@ -60,13 +61,23 @@ class Databases(Mapping[str, Database]):
         return settings
 
     def misspelt_variables(self) -> dict[str, str]:
-        """Map variables that miss every database by a letter or two to what they may mean.
+        """Map variables that seem to be meant for a database to what they may mean.
 
-        Those that begin as a database's do are faults of its settings, and not among these.
+        Those that can only be ours are faults of its settings, and not among these.
         """
-        prefixes = tuple(database.env_prefix for database in self.values())
-        found = misspelt(environment(), prefixes)
-        return {name: near for name, near in found.items() if not name.startswith(prefixes)}
+        prefixes = [each.env_prefix for each in self.values()]
+        names = {each.name: each.env_prefix for each in self.values()}
+        variables = environment()
+        found = {
+            name: near
+            for name, near in misspelt(variables, prefixes, names).items()
+            if not is_fault(name, prefixes)
+        }
+        for each in self.values():
+            if not each.has_url(variables):
+                unread = meant_for(variables, each.name, each.env_prefix, each.dialect)
+                found |= dict.fromkeys(unread, f"{each.env_prefix}URL")
+        return found
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[Self]:
@@ -78,7 +89,7 @@ class Databases(Mapping[str, Database]):
         if opened := [each.name for each in self.values() if each.is_open]:
             raise RuntimeError(f"{opened[0]}: open already; a service opens its databases once")
         for name, nearest in self.misspelt_variables().items():
-            logger.warning("%s is read by nobody; did you mean %s?", name, nearest)
+            logger.warning("%s is no setting; did you mean %s?", name, nearest)
         self.stopping = False
         try:
             await all_of(each.start(settings[each.name]) for each in self.values())

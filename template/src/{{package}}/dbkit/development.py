@@ -5,19 +5,13 @@ from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import typer
+
 from .database import Database
 from .errors import EmbeddedFailed, NotConfigured
+from .misspelt import meant_for
 from .settings import environment
 from .urls import EXAMPLES, Dialect
-
-
-def has_url(database: Database) -> bool:
-    """Whether a database has a URL of its own: not embedded, and no SQLite file as declared."""
-    declared = database.dialect != "sqlite" and "url" in database.declared
-    variables = environment()
-    return declared or any(
-        f"{database.env_prefix}{name}" in variables for name in ("URL", "URL_FILE")
-    )
 
 
 @contextmanager
@@ -28,8 +22,10 @@ def development_servers(databases: Iterable[Database]) -> Generator[None]:
     a URL is an error. The servers keep their data in .postgres/ and .mariadb/.
     """
     missing: dict[Dialect, list[Database]] = {}
+    variables = environment()
     for database in databases:
-        if database.dialect != "sqlite" and not database.replica_of and not has_url(database):
+        named = database.replica_of or database.has_url(variables)
+        if database.dialect != "sqlite" and not named:
             missing.setdefault(database.dialect, []).append(database)
     if not missing:  # As in production, which has no use for what starts servers.
         yield
@@ -50,7 +46,19 @@ def development_servers(databases: Iterable[Database]) -> Generator[None]:
             kind = EMBEDDED[dialect]
             server = stack.enter_context(kind(Path(f".{kind.kind}")))  # Git ignores it.
             for database in theirs:
+                say_unread(database)
                 server.create_database(database.name)
                 url = server.url(database.name).render_as_string(hide_password=False)
                 os.environ[f"{database.env_prefix}URL"] = url
         yield
+
+
+def say_unread(database: Database) -> None:
+    """Say which variables are not read that may be meant for this database."""
+    prefix = database.env_prefix
+    if unread := meant_for(environment(), database.name, prefix, database.dialect):
+        typer.echo(
+            f"{database.name}: {prefix}URL is not set, so it is on a server of the service's own;"
+            f" nothing reads {', '.join(unread)}",
+            err=True,
+        )

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +17,8 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from . import mysql, sqlite
 from .aside import is_pending, look_up
-from .credentials import REFUSED, TLS_PARAMETERS, Credentials, tls
+from .credentials import REFUSED, Credentials, tls
+from .engine_options import EngineOptions, OnConnect, call_on_connect
 from .errors import Unreachable
 from .failures import driver_error, schema_differs
 from .lines import raising_lines
@@ -30,7 +31,7 @@ from .settings import DatabaseSettings
 from .sqlstates import BUGS, DISCONNECTED, READ_ONLY, UNKNOWN_STATEMENT, sqlstate
 from .timeouts import within
 from .transactions import note_failure, refuse_after_failure, refuse_control
-from .urls import shown
+from .urls import driver_url, shown
 from .usage import time_statements
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,9 @@ TCP_OPTIONS = {
 
 FENCE = 5.0
 """Seconds behind `statement_timeout` after which the driver gives a server up."""
+
+REFUSED_SETTING = {"22023", "42704"}
+"""SQLSTATEs of a server that does not know a setting, or not that value."""
 
 UNKNOWN_PARAMETER = "08P01"
 """What PgBouncer answers to startup parameters: to a server, a violation of the protocol."""
@@ -74,25 +78,33 @@ def create_engine(
     pooled: bool = True,
     read_only: bool = False,
     poolclass: type[FairPool] = FairPool,
+    options: EngineOptions | None = None,
+    on_connect: OnConnect | None = None,
 ) -> AsyncEngine:
     """Create the engine of database `name`; it connects on first use.
 
     `prefix` begins the names of its variables in messages. Without `pooled`, each
     connection is opened when it is asked for, and closed when it is given back. With
-    `read_only`, the server refuses to write.
+    `read_only`, the server refuses to write. `options` are further arguments of
+    `create_async_engine()`; `on_connect` sets up each connection before its first use.
     """
+    options = dict(options or {})
     dialect_name = settings.url.get_backend_name()
     pool: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
         arguments = {"settings": settings, "env_prefix": prefix, "pool_logging_name": name}
         pool = {"poolclass": poolclass, **arguments}
     engine = create_async_engine(
-        settings.url.difference_update_query(TLS_PARAMETERS),
-        connect_args=connect_args(name, settings, pooled=pooled, read_only=read_only),
+        driver_url(settings.url),
+        connect_args={
+            **options.pop("connect_args", {}),
+            **connect_args(name, settings, pooled=pooled, read_only=read_only),
+        },
         echo=settings.echo,
         # Parameters are people's data: neither errors nor logs show them unless asked to.
         hide_parameters=not settings.echo,
         **pool,
+        **options,
     )
 
     replace_connect(engine, name, prefix, settings)
@@ -106,6 +118,7 @@ def create_engine(
 
     if dialect_name == "mysql":
         mysql.prepare(engine, lambda: create_engine(name, prefix, settings, pooled=False))
+    call_on_connect(engine, name, on_connect)
     if pooled:
         time_statements(engine.sync_engine, statement_note(dialect_name))
         event.listen(engine.sync_engine, "do_execute", refuse_control)
@@ -134,7 +147,7 @@ def replace_connect(
         try:
             if dialect.name == "sqlite":
                 connection, password = connect_as_driver(*args, **kwargs), None
-                prepare_sqlite(connection)
+                prepare_sqlite(connection, settings.server_settings)
             else:
                 arguments, timeout = shuffle_hosts(kwargs), settings.connect_timeout
                 connection, password = await_only(
@@ -245,6 +258,7 @@ def connect_args(
         "connection_class": watched(connection_class(name)),
         "server_settings": {
             "application_name": label,
+            **settings.server_settings,
             "statement_timeout": milliseconds(settings.statement_timeout),
             "lock_timeout": milliseconds(settings.lock_timeout),
             "idle_in_transaction_session_timeout": milliseconds(
@@ -295,7 +309,7 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f}"
 
 
-def prepare_sqlite(connection: Any) -> None:
+def prepare_sqlite(connection: Any, pragmas: Mapping[str, str]) -> None:
     """Set what SQLite leaves off: foreign keys, a journal that lets readers read."""
     try:
         connection.isolation_level = None  # The driver begins no transaction; `begin_sqlite` does.
@@ -303,6 +317,8 @@ def prepare_sqlite(connection: Any) -> None:
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = NORMAL")
+        for name, value in pragmas.items():
+            sqlite.set_pragma(cursor, name, value)
         cursor.close()
     except BaseException:
         connection.close()
@@ -331,6 +347,8 @@ def unreachable(prefix: str, settings: DatabaseSettings, error: Exception) -> st
     advice = f"check {prefix}URL"
     if settings.password_file and (sqlstate(error) in REFUSED or isinstance(error, ValueError)):
         advice = f"check {prefix}PASSWORD_FILE"
+    if settings.server_settings and sqlstate(error) in REFUSED_SETTING:
+        advice = f"check {prefix}SERVER_SETTINGS"
     if sqlstate(error) == UNKNOWN_PARAMETER and not settings.pgbouncer:
         advice = f"if that is PgBouncer, set {prefix}PGBOUNCER=true"
     return f"cannot connect to {shown(settings.url)}: {reason(error)}; {advice}"

@@ -25,7 +25,6 @@ from sqlalchemy import Connection, event, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .database import Database
-from .engine import create_engine
 from .mysql import LONGEST_WAIT
 
 ENVIRONMENT = Path(__file__).with_name("alembic")
@@ -220,7 +219,7 @@ async def connect(database: Database, *, alone: bool = False) -> AsyncGenerator[
     settings = database.read_settings().model_copy(
         update={"statement_timeout": 0, "idle_in_transaction_timeout": 0}
     )
-    engine = create_engine(database.name, database.env_prefix, settings, pooled=False)
+    engine = database.connecting(settings)
     if database.dialect == "sqlite":
         # A migration rebuilds tables; with foreign keys on, dropping the old one deletes
         # the rows that refer to it.

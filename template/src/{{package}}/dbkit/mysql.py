@@ -75,16 +75,27 @@ def session_settings(settings: DatabaseSettings) -> str:
     `/*M! */` is a comment to MySQL, and MariaDB skips `/*!50708 */`: versions from 50700 to
     50999 are MySQL's. MySQL's timeout is for SELECT alone, and it has none for idle transactions.
     """
+    added = "".join(
+        f", {name} = {literal(each)}" for name, each in settings.server_settings.items()
+    )
     lock_wait = ceil(settings.lock_timeout) or LONGEST_WAIT  # whole seconds
     return (
         "SET time_zone = '+00:00',"
         # asyncmy escapes with backslashes, which a server's NO_BACKSLASH_ESCAPES would disable.
         " sql_mode = 'TRADITIONAL,ONLY_FULL_GROUP_BY',"
         f" innodb_lock_wait_timeout = {lock_wait}, lock_wait_timeout = {lock_wait}"
+        f"{added}"
         f" /*M!100103 , max_statement_time = {settings.statement_timeout:.3f} */"
         f" /*M!100301 , idle_transaction_timeout = {ceil(settings.idle_in_transaction_timeout)} */"
         f" /*!50708 , max_execution_time = {settings.statement_timeout * 1000:.0f} */"
     )
+
+
+def literal(value: str) -> str:
+    """Write a value: a number as it is, and everything else as text."""
+    if re.fullmatch(r"-?\d+(\.\d+)?", value):
+        return value
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
 def tls(url: URL) -> ssl.SSLContext | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy.exc import InvalidRequestError
 
+from .server_settings import TRACKED
 from .session_state import Left
 
 SHOWN = 200
@@ -25,11 +26,11 @@ OUTLASTS = """\
 def behind_pgbouncer(name: str, arguments: dict[str, Any], *, pooled: bool) -> dict[str, Any]:
     """Make asyncpg's arguments for a server into those for a PgBouncer before it.
 
-    PgBouncer refuses all startup parameters but the name. The timeouts go with BEGIN instead,
-    in one message; outside a transaction, only the driver's own `command_timeout` holds.
+    PgBouncer refuses startup parameters but for those that it tracks. The timeouts go with BEGIN
+    instead, in one message; outside a transaction, only the driver's own `command_timeout` holds.
     """
     parameters = dict(arguments["server_settings"])
-    label = parameters.pop("application_name")
+    tracked = {key: parameters.pop(key) for key in TRACKED & parameters.keys()}
     # `default_transaction_read_only` would be for the next transaction.
     begin = "".join(
         f" SET LOCAL {key.removeprefix('default_')} = {value};" for key, value in parameters.items()
@@ -59,7 +60,7 @@ def behind_pgbouncer(name: str, arguments: dict[str, Any], *, pooled: bool) -> d
                 return await connection._introspect_types(self, *arguments)  # noqa: SLF001 -- ours
 
     return arguments | {
-        "server_settings": {"application_name": label},
+        "server_settings": tracked,
         "connection_class": PooledConnection,
         "statement_cache_size": 0,  # asyncpg's own; names are for statements that it keeps.
         "prepared_statement_cache_size": 0,  # SQLAlchemy's

@@ -18,9 +18,11 @@ from sqlalchemy import URL
 
 from .credentials import Password, read_secret
 from .errors import NotConfigured
-from .urls import EXAMPLES, Dialect, parse_url
+from .misspelt import is_fault, meant_for
+from .misspelt import misspelt as find_misspelt
+from .server_settings import find_faults, parse_options
+from .urls import EXAMPLES, SETTINGS, Dialect, parse_url, settings_in
 
-INFIX = "DATABASE_"
 LONGEST_SHOWN = 30
 
 LogFormat = Literal["json", "text"]
@@ -65,6 +67,7 @@ class Declared(TypedDict, total=False):
     lock_timeout: float
     idle_in_transaction_timeout: float
     client_check_interval: float
+    server_settings: Mapping[str, str]
     pgbouncer: bool
     fallback: bool
     max_lag: float
@@ -132,6 +135,8 @@ class DatabaseSettings(BaseModel):
     """Seconds after which the server ends a transaction that does nothing; 0 is never."""
     client_check_interval: float = Field(default=1, ge=0, le=3600)
     """Seconds after which the server, in a statement, sees that the service is gone; 0 is never."""
+    server_settings: Mapping[str, str] = {}
+    """Other settings of the server for each connection, as `-c search_path=app,public`."""
     pgbouncer: bool = False
     """Whether the URL leads to PgBouncer, or its like, in transaction mode."""
     fallback: bool = True
@@ -156,25 +161,42 @@ def environment() -> dict[str, str]:
 
 
 def read_settings(
-    variables: Mapping[str, str], *, prefix: str, dialect: Dialect, declared: Declared
+    variables: Mapping[str, str],
+    *,
+    prefix: str,
+    dialect: Dialect,
+    declared: Declared,
+    name: str = "",
 ) -> DatabaseSettings:
-    """Read the settings of one database; raise `NotConfigured` with every fault."""
+    """Read the settings of the database `name`; raise `NotConfigured` with every fault."""
     faults = [
-        f"{name}: unknown; did you mean {nearest}?"
-        for name, nearest in misspelt(variables, [prefix]).items()
-        if name.startswith(prefix)
+        f"{variable}: unknown; did you mean {nearest}?"
+        for variable, nearest in misspelt(variables, [prefix]).items()
+        if is_fault(variable, [prefix])
     ]
     values: dict[str, Any] = {**declared}
     for field in DatabaseSettings.model_fields:
         if (value := variables.get(prefix + field.upper())) is not None:
             values[field] = value
     faults += read_secrets(variables, prefix, dialect, values)
+    url: URL | None = values.get("url")
+    if url:  # Its parameters come after variables, and before what is declared.
+        found = settings_in(url)
+        values |= {each: found[each] for each in found if prefix + each.upper() not in variables}
+    sources: dict[str, Mapping[str, str]] = {}
+    try:
+        sources = read_server_settings(variables, prefix, declared, url)
+    except ValueError as error:
+        faults.append(f"{prefix}SERVER_SETTINGS: {error}")
+    values["server_settings"] = {k: v for each in sources.values() for k, v in each.items()}
     if dialect == "sqlite":  # It takes none; platforms set some for every database.
         values |= {"password": None, "password_file": ""}
     if not values.get("url"):
+        unread = ", ".join(meant_for(variables, name, prefix, dialect))
+        hint = f" Nothing reads {unread}; is that what you mean?" if unread else ""
         faults.append(
             f"{prefix}URL: not set. Where to connect, as {EXAMPLES[dialect]}."
-            " In development, `manage.py runserver` needs none."
+            f" In development, `manage.py runserver` needs none.{hint}"
         )
         values["url"] = URL.create(dialect)
     try:
@@ -182,9 +204,26 @@ def read_settings(
     except ValidationError as error:
         faults += [fault(variables, prefix, dict(each)) for each in error.errors()]
         raise NotConfigured(faults) from None  # Its text would hold the values again.
+    for source, theirs in sources.items():
+        wrong = find_faults(theirs, dialect, prefix, pgbouncer=settings.pgbouncer)
+        faults += [f"{prefix}{source}: {each}" for each in wrong]
     if faults:
         raise NotConfigured(faults)
     return settings
+
+
+def read_server_settings(
+    variables: Mapping[str, str], prefix: str, declared: Declared, url: URL | None
+) -> dict[str, Mapping[str, str]]:
+    """Read the settings of the server by where they stand, the last of which wins."""
+    own = declared.get("server_settings", {})
+    if not isinstance(own, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] -- typed by people
+        raise ValueError('declare them as {"search_path": "app,public"}')  # noqa: TRY004 -- a fault
+    return {
+        "SERVER_SETTINGS, as declared": {name.lower(): str(own[name]) for name in own},
+        "URL": parse_options(settings_in(url).get("server_settings", "") if url else ""),
+        "SERVER_SETTINGS": parse_options(variables.get(f"{prefix}SERVER_SETTINGS", "")),
+    }
 
 
 def read_log_format(variables: Mapping[str, str]) -> LogFormat:
@@ -209,14 +248,15 @@ def read_full_tracebacks(variables: Mapping[str, str], log_format: LogFormat) ->
             raise NotConfigured([f"LOG_TRACEBACKS: {shown(other)} is neither full nor short."])
 
 
-def origins(prefix: str, declared: Declared) -> dict[str, str]:
-    """Say where each setting comes from: the environment, .env, its declaration, or the default."""
+def origins(prefix: str, declared: Declared, url: URL) -> dict[str, str]:
+    """Say where each setting comes from: `environment`, `.env`, `URL`, `declared`, `default`."""
     sources = {"environment": os.environ, ".env": dotenv_values(".env")}
     found: dict[str, str] = {}
     for field in DatabaseSettings.model_fields:
         name = f"{prefix}{field.upper()}"
         set_ = (each for each, values in sources.items() if (values.get(name) or "").strip())
-        found[field] = next(set_, "declared" if field in declared else "default")
+        otherwise = "declared" if field in declared else "default"
+        found[field] = next(set_, "URL" if field in settings_in(url) else otherwise)
     return found
 
 
@@ -239,7 +279,7 @@ def read_secrets(
                 values[field] = sound
     if values.get("url", sound) is not sound:
         try:
-            values["url"] = parse_url(str(values["url"]), dialect)
+            values["url"] = parse_url(str(values["url"]), dialect, prefix)
         except ValueError as error:
             yield f"{prefix}URL{'_FILE' if values.get('url_file') else ''}: {error}"
             values["url"] = sound
@@ -258,26 +298,11 @@ def settle(
     values["password"] = None
 
 
-def misspelt(variables: Iterable[str], prefixes: Iterable[str]) -> dict[str, str]:
-    """Map each variable that looks like a database's setting, and is none, to the nearest.
-
-    What resembles no setting is left alone: platforms set `DATABASE_SERVICE_HOST` and the like.
-    """
-    fields = [field.upper() for field in DatabaseSettings.model_fields]
-    heads = {prefix.removesuffix(INFIX): prefix for prefix in prefixes}
-    tests = {head + f"TEST_{INFIX}URL" for head in heads}
-    found: dict[str, str] = {}
-    for name in sorted(set(variables) - tests):
-        near = get_close_matches("DATABASE", name.split("_"), 1, 0.85)
-        head, infix, tail = name.rpartition(f"{near[0]}_" if near else INFIX)
-        # Apart: beside a long prefix, any two names resemble each other.
-        head_near = [head] if head in heads else get_close_matches(head, heads, 1, 0.8)
-        tail_near = get_close_matches(tail, fields, 1, 0.7)
-        if infix and head_near and tail_near:
-            nearest = heads[head_near[0]] + tail_near[0]
-            if nearest != name:
-                found[name] = nearest
-    return found
+def misspelt(
+    variables: Iterable[str], prefixes: Iterable[str], names: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Map each variable that looks like a database's setting, and is none, to the nearest."""
+    return find_misspelt(variables, prefixes, DatabaseSettings.model_fields, names)
 
 
 def fault(
@@ -298,7 +323,8 @@ def fault(
     if error["type"] == "missing":
         return f"{variable}: not set. {info.description}"
     value = "the value" if info.annotation is str else shown(error["input"])
-    source = "" if variable in variables else ", as declared,"
+    in_url = " or in the URL" if field in SETTINGS.values() else ""
+    source = "" if variable in variables else f", as declared{in_url},"
     return f"{variable}: {value}{source} is not {expected(info)}. {explain(info)}"
 
 

@@ -32,6 +32,7 @@ def shell_postgresql(url: URL) -> Shell:
         "PGPASSWORD": url.password,
         "PGDATABASE": url.database,
         "PGSSLMODE": url.query.get("ssl"),
+        "PGOPTIONS": url.query.get("options"),
         **{f"PG{name.upper()}": url.query.get(name) for name in TLS_PARAMETERS},
     }
     return [psql], {name: str(value) for name, value in given.items() if value}

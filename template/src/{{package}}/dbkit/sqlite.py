@@ -92,3 +92,12 @@ def opener(name: str) -> Callable[..., Any]:
             raise
 
     return open_file
+
+
+def set_pragma(cursor: Any, name: str, value: str) -> None:
+    """Set a PRAGMA; one that does not exist is an error, where SQLite itself ignores it."""
+    cursor.execute("SELECT 1 FROM pragma_pragma_list WHERE name = ?", (name,))
+    if cursor.fetchone() is None:
+        raise sqlite3.OperationalError(f"there is no PRAGMA {name}")
+    quoted = value.replace("'", "''")
+    cursor.execute(f"PRAGMA {name} = '{quoted}'")

@@ -13,12 +13,12 @@ from sqlalchemy.exc import DBAPIError
 from ..budget import HINT, Claim, excesses, read_limits
 from ..database import Database
 from ..databases import Databases
-from ..engine import create_engine
 from ..errors import DatabaseError, NotConfigured
 from ..service_settings import read_service_settings
 from ..settings import environment
+from .application import check_application
 from .finding import Finding, Subject
-from .models import check_models
+from .models import check_models, check_on_connect
 from .mysql import check_engines, check_mysql
 from .pooler import check_pooler
 from .replicas import check_replica
@@ -32,6 +32,7 @@ __all__ = [
     "Finding",
     "Subject",
     "check",
+    "check_application",
     "check_template",
     "check_variables",
 ]
@@ -40,7 +41,14 @@ PORTS = {"postgresql": 5432, "mysql": 3306}
 
 Check = Callable[[Subject], AsyncIterable[Finding]]
 
-CHECKS: tuple[Check, ...] = (check_pooler, check_schema, check_models, check_mysql, check_replica)
+CHECKS: tuple[Check, ...] = (
+    check_pooler,
+    check_schema,
+    check_models,
+    check_on_connect,
+    check_mysql,
+    check_replica,
+)
 DEPLOY_CHECKS: tuple[Check, ...] = (
     check_timeouts,
     check_server,
@@ -72,7 +80,7 @@ async def check(databases: Iterable[Database], *, deploy: bool = False) -> Async
                 f"set {database.env_prefix}URL to a database of its own",
             )
             continue
-        engine = create_engine(database.name, database.env_prefix, settings, pooled=False)
+        engine = database.connecting(settings)
         try:
             async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as ours:
                 subject = Subject(database, settings, ours)
@@ -116,7 +124,7 @@ def check_variables(databases: Databases) -> list[Finding]:
         Finding(
             "database.W003",
             next(each.name for each in databases.values() if nearest.startswith(each.env_prefix)),
-            f"{name} is read by nobody",
+            f"{name} is no setting",
             f"did you mean {nearest}?",
         )
         for name, nearest in databases.misspelt_variables().items()

@@ -1,4 +1,4 @@
-"""Whether the models read what the server computes."""
+"""Whether what the service declares works: its models, and its setup of connections."""
 
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -26,6 +26,23 @@ async def check_models(subject: Subject) -> AsyncGenerator[Finding]:
             f" raises MissingGreenlet: {', '.join(unread[:SHOWN] + more)}",
             'give the declarative base `__mapper_args__ = {"eager_defaults": True}`, and so each'
             " model that has __mapper_args__ of its own",
+        )
+
+
+async def check_on_connect(subject: Subject) -> AsyncGenerator[Finding]:
+    """Open a connection as the pool does; what the setup needs may come with a migration."""
+    database = subject.database
+    if database.on_connect is None:
+        return
+    engine = database.connecting(subject.settings, on_connect=database.on_connect)
+    try:
+        async with engine.connect():
+            pass
+    except Exception as error:  # noqa: BLE001 -- it is the service's own
+        yield subject.finding(
+            "database.E005",
+            f"on_connect fails: {str(error).partition(chr(10))[0] or type(error).__name__}",
+            "the service cannot use a connection; apply pending migrations first, or correct it",
         )
 
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..engine import create_engine, undeclared
+from ..engine import undeclared
 from .finding import Finding, Subject
 
 
@@ -14,8 +14,8 @@ async def check_pooler(subject: Subject) -> AsyncGenerator[Finding]:
         return
     prefix = subject.database.env_prefix
     # As behind a pooler, whatever is declared: it works in either case.
-    settings = subject.settings.model_copy(update={"pgbouncer": True})
-    engine = create_engine(subject.database.name, prefix, settings, pooled=False)
+    settings = subject.settings.model_copy(update={"pgbouncer": True, "server_settings": {}})
+    engine = subject.database.connecting(settings)
     options = engine.execution_options(isolation_level="AUTOCOMMIT")
     async with options.connect() as one, options.connect() as other:
         promised, first = await processes(one)
