@@ -79,6 +79,20 @@ def alone() -> Generator[None]:
 
 
 @cache
+def find_postgresql() -> Path:
+    """Return the folder of the programs of Debian's PostgreSQL, which has its extensions."""
+    folders = Path("/usr/lib/postgresql")
+    if not any(folders.glob("*/bin/postgres")) and os.geteuid() == 0 and shutil.which("apt-get"):
+        install("postgresql")
+    if found := sorted(folders.glob("*/bin/postgres")):
+        return found[-1].parent
+    reason = "no PostgreSQL with its extensions: install Debian's package postgresql"
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@cache
 def find_mysqld() -> list[str]:
     """Return the command of MySQL's server: one that is there, else that of Debian's unstable.
 

@@ -15,7 +15,6 @@ from conftest import KIT
 from dbkit import NAMING_CONVENTION, Database, migrations
 from dbkit.urls import Dialect
 from sqlalchemy import ForeignKey, MetaData, String, inspect, text
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -209,7 +208,7 @@ async def test_what_another_history_noted_is_forgotten(database: Database) -> No
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
-@pytest.mark.parametrize("target", ["nope", "000", "+1", "-1", "", "head-1", "0003:0001"])
+@pytest.mark.parametrize("target", ["nope", "+1", "-1", "", "head-1", "0003:0001"])
 async def test_only_a_revision_that_there_is_can_be_noted(database: Database, target: str) -> None:
     write_three()
 
@@ -235,20 +234,18 @@ async def test_two_heads_are_an_error_to_read(database: Database) -> None:
         assert str(caught.value) == (
             "orders: migrations/orders has several heads, as after a merge of two branches:"
             " 0002a, 0002b\n"
-            "  1. let the newer one follow the older: name that one as its `down_revision`\n"
-            "  2. or, if both were applied where it matters, write one that follows both:"
-            " `down_revision = ('0002a', '0002b')`"
+            "  run `manage.py makemigrations --database orders --merge`: it writes a migration that"
+            " follows both, whichever of them a database has"
         )
 
 
 @both
 async def test_a_missing_folder_is_an_error_and_not_an_empty_history(database: Database) -> None:
-    for work in (migrations.migrate, migrations.history, migrations.changes):
+    for work in (migrations.migrate, migrations.history, migrations.compare):
         with pytest.raises(CommandError) as caught:
             await work(database)
         assert str(caught.value) == (
-            "orders: no folder migrations/orders; run"
-            " `manage.py makemigrations --database orders MESSAGE`"
+            "orders: no folder migrations/orders; run `manage.py makemigrations --database orders`"
         )
     with pytest.raises(CommandError, match="no folder migrations/orders"):
         migrations.sql(database)
@@ -333,14 +330,14 @@ async def test_a_migration_is_written_only_when_something_changed(
     await migrations.migrate(database)
 
     assert await migrations.make(database, "nothing") is None
-    assert await migrations.changes(database) == []
+    assert (await migrations.compare(database)).changes == []
 
     changed = declare(dialect, note=String(20))
-    assert await migrations.changes(changed) != []
+    assert (await migrations.compare(changed)).changes != []
     second = await migrations.make(changed, "add note")
     assert second is not None
     await migrations.migrate(changed)
-    assert await migrations.changes(changed) == []
+    assert (await migrations.compare(changed)).changes == []
     assert {each.name for each in Path("migrations/orders").glob("*.py")} == {  # noqa: ASYNC240
         first.name,
         second.name,
@@ -386,7 +383,7 @@ async def test_down_and_up_again_of_what_was_written(database: Database, dialect
     await migrations.migrate(changed, "zero")
     await migrations.migrate(changed)
 
-    assert await migrations.changes(changed) == []
+    assert (await migrations.compare(changed)).changes == []
 
 
 @both
@@ -427,7 +424,7 @@ async def test_a_migration_that_fails_leaves_the_earlier_ones(database: Database
     )
 
     steps: list[str] = []
-    with pytest.raises(DBAPIError):
+    with pytest.raises(migrations.MigrationFailed):
         await migrations.migrate(database, on_step=steps.append)
 
     assert steps == ["upgraded to 0001: step 0001.", "upgraded to 0002: step 0002."]
@@ -535,7 +532,7 @@ async def test_a_migrator_leaves_no_connection(database: Database) -> None:
     write("0004", 'op.execute("SELEKT 1")', after="0003")
     await migrations.migrate(database, "0003")
     await migrations.history(database)
-    with pytest.raises(DBAPIError):
+    with pytest.raises(migrations.MigrationFailed):
         await migrations.migrate(database)
 
     query = (

@@ -387,7 +387,7 @@ async def test_a_migration_that_fails_half_way_leaves_its_first_half(
     broken = ("CREATE TABLE t (id int)", "SELECT nothing")
     database = migrated(url, one=("SELECT 1",), two=broken)
 
-    with pytest.raises(DBAPIError):
+    with pytest.raises(migrations.MigrationFailed, match="cannot roll a change of the schema back"):
         await migrations.migrate(database)
 
     assert [each.applied for each in await migrations.history(database)] == [True, False]

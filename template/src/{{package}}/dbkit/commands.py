@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from .database import Database
     from .databases import Databases
 
-HALF_WAY = """
-  MySQL and MariaDB cannot roll a change of the schema back: what the migration did before stays.
-  1. See what that is: `manage.py dbshell`, SHOW CREATE TABLE.
-  2. Undo it by hand, and run `manage.py migrate` again once the migration is right."""
-
 
 class Service:
     """What the commands work on."""
@@ -226,51 +221,65 @@ def migrate(
 
 def apply(database: "Database", to: str = "head") -> None:
     """Migrate one database, and say each step."""
-    from sqlalchemy.exc import DBAPIError
-
     from . import migrations
-    from .errors import DatabaseError
 
     def say(step: str) -> None:
         typer.echo(f"{database.name}: {step}")
 
-    try:
-        if not asyncio.run(migrations.migrate(database, to, on_step=say)):
-            say("nothing to migrate")
-    except DatabaseError:
-        raise
-    except DBAPIError as error:
-        from .embedded import missing_extension  # Only where there is something to say.
-
-        half = HALF_WAY if database.dialect == "mysql" else ""
-        if advice := missing_extension(error, database.env_prefix):
-            half = f"\n{advice}"
-        sys.exit(f"{database.name}: the next migration failed: {first_line(error)}{half}")
+    if not asyncio.run(migrations.migrate(database, to, on_step=say)):
+        say("nothing to migrate")
 
 
 def makemigrations(
     context: typer.Context,
     message: Annotated[
-        str, typer.Argument(metavar="MESSAGE", help="What changes, as in `add price`.")
-    ],
+        str,
+        typer.Argument(metavar="[MESSAGE]", help="What changes, as in `add price`: its name."),
+    ] = "",
     database: DatabaseOption = None,
     *,
     empty: Annotated[
         bool, typer.Option("--empty", help="Write an empty migration, to fill by hand.")
     ] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write one that follows all heads of a history.")
+    ] = False,
 ) -> None:
-    """Write the migrations that the models ask for."""
+    """Write the migrations that the models ask for.
+
+    On a terminal it asks whether what goes and what comes is a rename.
+    """
     from . import migrations
     from .development import development_servers
+    from .service_settings import read_service_settings
+    from .settings import environment
 
     service: Service = context.obj
     chosen = service.migrated(database)
-    if empty and len(chosen) > 1:
-        sys.exit("an empty migration belongs to one database: name it with --database")
+    if (empty or merge) and len(chosen) > 1:
+        kind = "a merge" if merge else "an empty migration"
+        sys.exit(f"{kind} belongs to one database: name it with --database")
+    silenced = read_service_settings(environment()).silenced
+    talks = sys.stdin.isatty() and sys.stdout.isatty()
     with development_servers(chosen):
         for each in chosen:
-            path = asyncio.run(migrations.make(each, message, empty=empty))
-            typer.echo(f"{each.name}: {f'wrote {path}' if path else 'no changes'}")
+
+            def note(text: str, name: str = each.name) -> None:
+                typer.echo(f"{name}: {text}")
+
+            path = asyncio.run(
+                migrations.make(
+                    each,
+                    message,
+                    empty=empty,
+                    merge=merge,
+                    ask=typer.confirm if talks else lambda _: False,
+                    on_note=note,
+                    silenced=silenced,
+                )
+            )
+            if not path:
+                note("no changes")
 
 
 def showmigrations(context: typer.Context, database: DatabaseOption = None) -> None:

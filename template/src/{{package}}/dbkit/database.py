@@ -3,7 +3,14 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Generator,
+    Mapping,
+)
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -99,7 +106,9 @@ class Database:
     `base` is the declarative base of the tables that this service migrates; without one,
     the schema belongs to somebody else. `replica_of` is the database that this one is a copy
     of, to read from; without a URL of its own it reads from that one. `env_prefix` begins the
-    names of its variables; it is `ANALYTICS_DATABASE_` for `analytics` unless given. What is
+    names of its variables; it is `ANALYTICS_DATABASE_` for `analytics` unless given.
+    `ignore_tables` are patterns, as `audit_*`, of tables that others make: migrations and checks
+    leave them alone. What is
     declared beside them (`pool_size=20`) are defaults that the environment overrides.
 
     `engine_options` are further arguments of SQLAlchemy's `create_async_engine()`. `on_connect` is
@@ -118,6 +127,7 @@ class Database:
         env_prefix: str | None = None,
         engine_options: EngineOptions | None = None,
         on_connect: OnConnect | None = None,
+        ignore_tables: Collection[str] = (),
         **declared: Unpack[Declared],
     ) -> None:
         self.name = name
@@ -125,6 +135,7 @@ class Database:
         self.base = base
         self.replica_of = replica_of
         self.replicas: list[Database] = []
+        self.ignore_tables = tuple(ignore_tables)
         if replica_of is not None:
             if (dialect, replica_of.dialect) != ("postgresql", "postgresql"):
                 raise ValueError(

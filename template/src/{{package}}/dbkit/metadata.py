@@ -1,10 +1,10 @@
 """How the tables of every database are made; for the declarative bases in `databases/`."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Dialect, Integer
-from sqlalchemy.dialects.mysql import DATETIME
+from sqlalchemy import BigInteger, DateTime, Dialect, Double, Float, Integer, Time
+from sqlalchemy.dialects.mysql import DATETIME, TIME
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 # Constraints without a name cannot be dropped by a migration. Source: Alembic, "The
@@ -42,8 +42,11 @@ class Moment(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
 
 
-# 64 bits for integers, which SQLite's INTEGER has anyway; times with their time zone.
+# 64 bits for integers, which SQLite's INTEGER has anyway; times with their time zone. MySQL would
+# cut microseconds off, and the eighth digit of a float.
 TYPES: dict[type, TypeEngine[Any]] = {
     int: BigInteger().with_variant(Integer(), "sqlite"),
     datetime: Moment(),
+    float: Float().with_variant(Double(), "mysql"),
+    time: Time().with_variant(TIME(fsp=6), "mysql"),
 }

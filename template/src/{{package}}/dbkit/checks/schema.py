@@ -8,7 +8,7 @@ from .. import migrations
 from .finding import Finding, Subject
 
 SHOWN = 5
-"""Changes that a finding names."""
+"""Changes, tables or columns that a finding names."""
 
 
 async def check_schema(subject: Subject) -> AsyncGenerator[Finding]:
@@ -24,12 +24,32 @@ async def check_schema(subject: Subject) -> AsyncGenerator[Finding]:
                 f"migrations not applied: {len(pending)}, from {pending[0].revision} on",
                 f"run `manage.py migrate --database {database.name}`",
             )
-        elif changes := await migrations.changes(database):
-            more = [f"{len(changes) - SHOWN} more"] if len(changes) > SHOWN else []
+            return
+        found = await migrations.compare(database)
+        if changes := found.changes:
             yield subject.finding(
                 "database.W002",
-                f"the models ask for what no migration makes: {', '.join(changes[:SHOWN] + more)}",
-                f"run `manage.py makemigrations --database {database.name} MESSAGE`",
+                f"the models ask for what no migration makes: {shown(changes)}",
+                f"run `manage.py makemigrations --database {database.name}`",
+            )
+        if found.left_alone:
+            yield subject.finding(
+                "migrations.W012",
+                f"neither the models nor a migration name {shown(found.left_alone)}",
+                "migrations leave them alone; say so by Database(..., ignore_tables=[...]), or drop"
+                " them by hand",
+            )
+        if found.limits:
+            yield subject.finding(
+                "migrations.W013",
+                f"the server does not keep this as the models say: {shown(found.limits)}",
+                "change the model, and run `manage.py makemigrations`",
             )
     except CommandError as error:
         yield subject.finding("database.E002", str(error).removeprefix(f"{database.name}: "))
+
+
+def shown(names: list[str]) -> str:
+    """Name the first, and count the rest."""
+    more = [f"{len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return ", ".join(names[:SHOWN] + more)

@@ -17,7 +17,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from .. import migrations
 from ..checks import address
 from ..database import Database
-from ..embedded import missing_extension
 from ..engine import create_engine
 from ..settings import DatabaseSettings
 from . import kept
@@ -109,11 +108,7 @@ class Home(ABC):
         async with MIGRATING:
             with pytest.MonkeyPatch.context() as patch:
                 lead_to(patch, self.database, url)
-                try:
-                    await migrations.migrate(self.database)
-                except DBAPIError as error:
-                    error.add_note(missing_extension(error, self.database.env_prefix))
-                    raise
+                await migrations.migrate(self.database)
 
     async def keep(self, file: Path) -> None:  # noqa: B027 -- not every server can
         """Keep the migrated template for other runs, where that is quicker than to migrate."""

@@ -1,0 +1,23 @@
+"""Alembic, configured in code: one history per database, in `migrations/<name>/`."""
+
+from .connecting import LOCK_INTERVAL, connect
+from .failures import MigrationFailed
+from .history import DIRECTORY, Migration, history
+from .running import fake, migrate, sql
+from .writing import Differences, compare, make, tidy
+
+__all__ = [
+    "DIRECTORY",
+    "LOCK_INTERVAL",
+    "Differences",
+    "Migration",
+    "MigrationFailed",
+    "compare",
+    "connect",
+    "fake",
+    "history",
+    "make",
+    "migrate",
+    "sql",
+    "tidy",
+]

@@ -1,0 +1,688 @@
+"""What makemigrations writes when models change, asks about, and warns of, on each engine."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.util import CommandError
+from dbkit import NAMING_CONVENTION, TYPES, Database, migrations
+from dbkit.checks import Finding, check
+from dbkit.urls import Dialect
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Computed,
+    Enum,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Numeric,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.types import Time
+
+ENGINES: dict[str, Dialect] = {"postgresql": "postgresql", "mariadb": "mysql", "sqlite": "sqlite"}
+
+Tables = Callable[[MetaData], Any]
+
+
+def on(*names: str) -> pytest.MarkDecorator:
+    """Run a test on these engines."""
+    return pytest.mark.parametrize("engine", names)
+
+
+each_engine = on(*ENGINES)
+
+TRIGGER = """CREATE TRIGGER noted AFTER INSERT ON items WHEN new.id > 5
+BEGIN UPDATE items SET size = 1; END"""
+
+
+class Shop:
+    """A database whose models change."""
+
+    def __init__(self, dialect: Dialect, url: str) -> None:
+        self.dialect: Dialect = dialect
+        self.url = url
+        self.ignored: list[str] = []
+
+    def database(self, *tables: Any) -> Database:
+        """Declare the database with these models: functions that add them to the metadata."""
+
+        class Base(DeclarativeBase):
+            metadata = MetaData(naming_convention=NAMING_CONVENTION)
+            type_annotation_map = TYPES
+
+        for name, *columns in tables:
+            made = [each() for each in columns]
+            Table(name, Base.metadata, Column("id", Integer, primary_key=True), *made)
+        return Database("shop", self.dialect, base=Base, url=self.url, ignore_tables=self.ignored)
+
+    async def become(self, *tables: Any, yes: bool = False, message: str = "") -> "Change":
+        """Have the models be these, and migrate."""
+        database = self.database(*tables)
+        change = await self.write(*tables, yes=yes, message=message)
+        await migrations.migrate(database)
+        left = await migrations.compare(database)
+        assert left.changes == [], left
+        return change
+
+    async def write(self, *tables: Any, yes: bool = False, message: str = "") -> "Change":
+        """Have the models be these, and write the migration."""
+        asked: list[str] = []
+
+        def ask(question: str) -> bool:
+            asked.append(question)
+            return yes
+
+        said: list[str] = []
+        database = self.database(*tables)
+        path = await migrations.make(database, message, ask=ask, on_note=said.append)
+        return Change(path, path.read_text() if path else "", said, asked)
+
+    async def back_and_forth(self, *tables: Any) -> None:
+        """Take the last migration back, and apply it again."""
+        database = self.database(*tables)
+        await migrations.migrate(database, "-1")
+        await migrations.migrate(database)
+        assert (await migrations.compare(database)).changes == []
+
+    async def run(self, *statements: str) -> Any:
+        """Run statements, and return the rows of the last."""
+        rows: Any = None
+        database = self.database()
+        async with database.open(), database.engine.begin() as connection:
+            for each in statements:
+                result = await connection.execute(text(each))
+                rows = result.all() if result.returns_rows else None
+        return rows
+
+
+class Change:
+    """A migration that was written."""
+
+    def __init__(self, path: Path | None, code: str, said: list[str], asked: list[str]) -> None:
+        self.path, self.code, self.said, self.asked = path, code, said, asked
+
+    def warns(self, id_: str) -> bool:
+        """Whether it warns of this, in the file and on the terminal."""
+        in_file = f"# migrations.{id_}" in self.code
+        assert in_file == any(f"migrations.{id_}" in each for each in self.said)
+        return in_file
+
+
+@pytest.fixture
+def shop(
+    engine: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Shop:
+    """Make an empty database, in a folder without migrations."""
+    monkeypatch.chdir(tmp_path)
+    if engine == "sqlite":
+        url = f"sqlite:///{tmp_path / 'shop.sqlite3'}"
+    elif engine == "postgresql":
+        url = request.getfixturevalue("database_url").render_as_string(hide_password=False)
+    else:
+        server: Any = request.getfixturevalue(engine)
+        url = server.new_database().render_as_string(hide_password=False)
+    return Shop(ENGINES[engine], url)
+
+
+def column(name: str, *options: Any, **more: Any) -> Callable[[], Column[Any]]:
+    """Make a column anew for each table."""
+    return lambda: Column(name, *options, **more)
+
+
+def reference(own: str, target: str, *, index: bool = False, **more: Any) -> Any:
+    """Make a column that refers to another, anew for each table."""
+    return lambda: Column[int](own, ForeignKey(target, **more), index=index)
+
+
+def twice() -> Column[Any]:
+    """Make a generated column."""
+    return Column("twice", Integer, Computed("id * 2"))
+
+
+name_ = column("name", String(20))
+
+
+@each_engine
+async def test_files_are_numbered_and_named_after_what_they_do(shop: Shop) -> None:
+    first = await shop.become(("items", name_))
+    second = await shop.become(("items", name_, column("price", Integer)))
+    third = await shop.become(("items", name_), message="Take the price (old) away!")
+
+    assert [each.path and each.path.name for each in (first, second, third)] == [
+        "0001_create_items.py",
+        "0002_add_items_price.py",
+        "0003_take_the_price_old_away.py",
+    ]
+    assert second.said == [
+        "wrote migrations/shop/0002_add_items_price.py",
+        "  add column items.price",
+    ]
+    database = shop.database(("items", name_))
+    await migrations.migrate(database, "0001")
+    assert [each.applied for each in await migrations.history(database)] == [True, False, False]
+    await migrations.migrate(database, "0002")
+    with pytest.raises(CommandError, match="is the beginning of 0001_create_items, 0002_add"):
+        await migrations.migrate(database, "000")
+
+
+@on("sqlite")
+async def test_older_histories_go_on_with_numbers(shop: Shop) -> None:
+    folder = Path("migrations/shop")
+    await shop.become(("items", name_))
+    (folder / "0001_create_items.py").rename(folder / "20261130_355ac4643325_items.py")
+    file = folder / "20261130_355ac4643325_items.py"
+    file.write_text(file.read_text().replace("0001_create_items", "355ac4643325"))
+    await migrations.fake(shop.database(("items", name_)))
+
+    change = await shop.become(("items", name_, column("price", Integer)))
+
+    assert change.path
+    assert change.path.name == "0002_add_items_price.py"
+
+
+@each_engine
+async def test_two_branches_are_joined_by_a_migration_that_follows_both(shop: Shop) -> None:
+    await shop.become(("items", name_))
+    ours = await shop.write(("items", name_, column("price", Integer)))
+    assert ours.path
+    ours.path.rename("ours")
+    theirs = await shop.become(("items", name_, column("size", Integer)))
+    Path("ours").rename(ours.path)  # noqa: ASYNC240
+    assert theirs.path
+    models = ("items", name_, column("price", Integer), column("size", Integer))
+    database = shop.database(models)
+
+    found = [each async for each in check([database])]
+    with pytest.raises(CommandError) as caught:
+        await migrations.migrate(database)
+    path = await migrations.make(database, merge=True)
+
+    assert str(caught.value) == (
+        "shop: migrations/shop has several heads, as after a merge of two branches:"
+        " 0002_add_items_price, 0002_add_items_size\n"
+        "  run `manage.py makemigrations --database shop --merge`: it writes a migration that"
+        " follows both, whichever of them a database has"
+    )
+    assert [each.id for each in found] == ["database.E002"]
+    assert path
+    assert path.name == "0003_merge.py"
+    assert "import" not in path.read_text()
+    steps = await migrations.migrate(database)
+    assert [each.split(":")[0] for each in steps] == [
+        "upgraded to 0002_add_items_price",
+        "upgraded to 0003_merge",
+    ]
+    assert (await migrations.compare(database)).changes == []
+    await migrations.migrate(database, "zero")
+    await migrations.migrate(database)
+    assert (await migrations.compare(database)).changes == []
+    with pytest.raises(CommandError, match="there is one head, and nothing to merge"):
+        await migrations.make(database, merge=True)
+
+
+@on("sqlite")
+async def test_two_files_of_one_revision_are_an_error_to_read(shop: Shop) -> None:
+    await shop.become(("items", name_))
+    file = Path("migrations/shop/0001_create_items.py")
+    Path("migrations/shop/0001_other.py").write_text(file.read_text())  # noqa: ASYNC240
+
+    with pytest.raises(CommandError, match="two migrations in migrations/shop have the revision"):
+        await migrations.migrate(shop.database())
+
+
+@each_engine
+async def test_an_empty_migration_can_be_filled_at_once(shop: Shop) -> None:
+    await shop.become(("items", name_))
+    database = shop.database(("items", name_))
+
+    path = await migrations.make(database, "fill names", empty=True)
+
+    assert path
+    assert path.name == "0002_fill_names.py"
+    code = path.read_text()
+    assert "import sqlalchemy as sa\nfrom alembic import op\n" in code
+    assert 'op.execute(sa.text("SELECT 1"))' in code
+    await migrations.migrate(database)
+    await migrations.migrate(database, "zero")
+
+
+@each_engine
+async def test_a_renamed_column_is_asked_about_and_keeps_its_values(shop: Shop) -> None:
+    await shop.become(("items", column("colour", String(20), index=True), name_))
+    await shop.run("INSERT INTO items (id, colour) VALUES (1, 'red')")
+    new = ("items", column("color", String(20), index=True), name_)
+
+    change = await shop.become(new, yes=True)
+
+    assert change.asked == ["Is items.color the column items.colour, renamed?"]
+    assert change.warns("W003")
+    assert not change.warns("W002")
+    assert "  rename column items.colour to color" in change.said
+    assert await shop.run("SELECT color FROM items") == [("red",)]
+    await shop.back_and_forth(new)
+    assert await shop.run("SELECT color FROM items") == [("red",)]
+
+
+@each_engine
+async def test_what_may_be_a_rename_is_said_where_nobody_can_be_asked(shop: Shop) -> None:
+    await shop.become(("items", column("colour", String(20)), column("size", Integer)))
+
+    change = await shop.become(("items", column("color", String(20)), column("note", Text)))
+
+    assert change.asked == ["Is items.color the column items.colour, renamed?"]
+    assert change.warns("W001")
+    assert change.warns("W002")
+    assert any(
+        "items.colour goes, and items.color comes. If that is a rename, say so" in each
+        for each in change.said
+    )
+    await shop.back_and_forth(("items", column("color", String(20)), column("note", Text)))
+
+
+@each_engine
+async def test_a_renamed_table_is_asked_about_and_keeps_its_rows(shop: Shop) -> None:
+    child = ("children", reference("item_id", "items.id"))
+    await shop.become(("items", column("name", String(20), index=True)), child)
+    await shop.run(
+        "INSERT INTO items (id, name) VALUES (1, 'a')", "INSERT INTO children VALUES (1, 1)"
+    )
+    child = ("children", reference("item_id", "things.id"))
+    new = (("things", column("name", String(20), index=True)), child)
+
+    change = await shop.become(*new, yes=True)
+
+    assert change.asked == ["Is table things the table items, renamed?"]
+    assert change.warns("W003")
+    assert await shop.run("SELECT name FROM things, children WHERE things.id = item_id") == [("a",)]
+    await shop.back_and_forth(*new)
+    assert await shop.run("SELECT name FROM things, children WHERE things.id = item_id") == [("a",)]
+
+
+def status(*labels: str, **options: Any) -> Callable[[], Column[Any]]:
+    """Make a column of an enum."""
+    return column("status", Enum(*labels, name="status"), **options)
+
+
+@each_engine
+async def test_an_enum_gets_labels_and_loses_them(shop: Shop) -> None:
+    await shop.become(("items", status("new", "done", server_default="new")))
+    await shop.run("INSERT INTO items (id) VALUES (1)")
+
+    more = ("items", status("new", "late", "done", "gone", server_default="new"))
+    added = await shop.write(more)
+    if shop.dialect == "sqlite":  # A text, of any length.
+        assert added.path is None
+        return
+    await migrations.migrate(shop.database(more))
+    assert (await migrations.compare(shop.database(more))).changes == []
+    await shop.run("INSERT INTO items (id, status) VALUES (2, 'late')")
+    with pytest.raises(migrations.MigrationFailed) as caught:
+        await migrations.migrate(shop.database(more), "-1")  # A row has one.
+    assert "0002_" in str(caught.value)
+    await shop.run("DELETE FROM items WHERE id = 2")
+    await shop.back_and_forth(more)
+
+    fewer = ("items", status("new", "gone", server_default="new"))
+    removed = await shop.become(fewer)
+    if shop.dialect == "postgresql":
+        assert removed.warns("W011")
+    await shop.back_and_forth(fewer)
+    assert await shop.run("SELECT status FROM items") == [("new",)]
+
+
+@on("postgresql")
+async def test_a_label_that_gets_another_name_is_asked_about(shop: Shop) -> None:
+    await shop.become(("items", status("new", "done")))
+    await shop.run("INSERT INTO items VALUES (1, 'done')")
+
+    change = await shop.become(("items", status("new", "finished")), yes=True)
+
+    assert change.asked == ["Is 'finished' of enum status the label 'done', renamed?"]
+    assert await shop.run("SELECT status::text FROM items") == [("finished",)]
+    await shop.back_and_forth(("items", status("new", "finished")))
+
+
+@on("postgresql")
+async def test_an_enum_of_nobody_goes_if_a_migration_made_it(shop: Shop) -> None:
+    await shop.become(("items", status("new")), ("others", status("new")))
+    await shop.run("CREATE TYPE theirs AS ENUM ('a')")
+
+    await shop.become(("items", status("new")))
+    await shop.become(("items",))
+
+    types = await shop.run("SELECT typname FROM pg_type WHERE typtype = 'e'")
+    assert types == [("theirs",)]
+    await migrations.migrate(shop.database(("items",)), "zero")
+    await migrations.migrate(shop.database(("items",)))
+
+
+@each_engine
+async def test_labels_in_a_check_go_with_the_models(shop: Shop) -> None:
+    def plain(*labels: str) -> Any:
+        kind = Enum(*labels, name="kind", native_enum=False, create_constraint=True, length=9)
+        return ("items", column("kind", kind))
+
+    await shop.become(plain("a", "b"))
+    await shop.become(plain("a", "b", "c"))
+
+    await shop.run("INSERT INTO items VALUES (1, 'c')")
+
+
+@each_engine
+async def test_what_is_not_ours_is_left_alone(shop: Shop) -> None:
+    await shop.become(("items", name_))
+    await shop.run(
+        "CREATE TABLE theirs (id INTEGER)",
+        "CREATE INDEX ix_theirs ON items (name)",
+        "CREATE TABLE audit_log (id INTEGER)",
+    )
+    shop.ignored = ["audit_*"]
+
+    change = await shop.write(("items", name_))
+    found = [each async for each in check([shop.database(("items", name_))])]
+
+    assert change.path is None
+    assert change.said == [
+        "  left alone, as no migration made it: index ix_theirs",
+        "  left alone, as no migration made it: table theirs",
+    ]
+    assert found == [
+        Finding(
+            "migrations.W012",
+            "shop",
+            "neither the models nor a migration name index ix_theirs, table theirs",
+            "migrations leave them alone; say so by Database(..., ignore_tables=[...]), or drop"
+            " them by hand",
+        )
+    ]
+
+
+@on("postgresql")
+async def test_partitions_are_left_alone(shop: Shop) -> None:
+    def measurements() -> Any:
+        return ("measurements",)
+
+    await shop.become(measurements())
+    await shop.run(
+        "DROP TABLE measurements",
+        "CREATE TABLE measurements (id integer PRIMARY KEY) PARTITION BY RANGE (id)",
+        "CREATE TABLE measurements_1 PARTITION OF measurements FOR VALUES FROM (1) TO (9)",
+        "INSERT INTO measurements VALUES (1)",
+    )
+
+    assert (await shop.write(measurements())).said == []
+    assert await migrations.compare(shop.database(measurements())) == migrations.Differences(
+        [], [], []
+    )
+
+
+@on("sqlite")
+async def test_tables_of_a_virtual_one_are_left_alone(shop: Shop) -> None:
+    await shop.become(("items", name_))
+    await shop.run("CREATE VIRTUAL TABLE docs USING fts5(body)", "INSERT INTO docs VALUES ('a')")
+
+    assert (await shop.write(("items", name_))).said == []
+    await shop.become(("items", column("name", String(30))))
+    assert await shop.run("SELECT body FROM docs WHERE docs MATCH 'a'") == [("a",)]
+
+
+@each_engine
+async def test_a_table_of_ours_goes_with_its_model_and_says_so(shop: Shop) -> None:
+    await shop.become(("items", name_), ("old", name_))
+
+    change = await shop.become(("items", name_))
+
+    assert change.warns("W002")
+    assert "  remove table old" in change.said
+
+
+@on("sqlite")
+async def test_a_rebuild_keeps_triggers_views_and_indexes_on_expressions(shop: Shop) -> None:
+    await shop.become(("items", name_, twice))
+    await shop.run(
+        "CREATE UNIQUE INDEX ix_lower ON items (lower(name))",
+        "CREATE TABLE log (name TEXT)",
+        "CREATE TRIGGER noted AFTER INSERT ON items BEGIN INSERT INTO log VALUES (new.name); END",
+        "CREATE VIEW names AS SELECT name FROM items",
+        "INSERT INTO items (id, name) VALUES (1, 'a')",
+    )
+    new = ("items", column("name", String(30), nullable=False), twice)
+
+    await shop.become(new)
+
+    await shop.run("INSERT INTO items (id, name) VALUES (2, 'b')")
+    assert await shop.run("SELECT name FROM log") == [("a",), ("b",)]
+    assert await shop.run("SELECT name FROM names") == [("a",), ("b",)]
+    assert await shop.run("SELECT twice FROM items") == [(2,), (4,)]
+    with pytest.raises(Exception, match="UNIQUE constraint failed"):
+        await shop.run("INSERT INTO items (id, name) VALUES (3, 'A')")
+    await shop.back_and_forth(new)
+
+
+@on("sqlite")
+@pytest.mark.parametrize(
+    ("made", "lost"),
+    [
+        (TRIGGER, "noted"),
+        ("CREATE INDEX ix_size ON items (abs(size))", "ix_size"),
+        ("CREATE VIEW sizes AS SELECT size FROM items", "the view sizes"),
+    ],
+)
+async def test_a_rebuild_that_would_lose_something_is_refused(
+    shop: Shop, made: str, lost: str
+) -> None:
+    await shop.become(("items", name_, column("size", Integer)))
+    await shop.run(made, "INSERT INTO items VALUES (1, 'a', 2)")
+    await shop.write(("items", column("name", String(30))))
+
+    with pytest.raises(migrations.MigrationFailed, match=lost):
+        await migrations.migrate(shop.database(("items", name_)))
+
+    assert await shop.run("SELECT * FROM items") == [(1, "a", 2)]
+    assert len(
+        await shop.run("SELECT name FROM sqlite_master WHERE name LIKE '%size%' OR name = 'noted'")
+    )
+
+
+@on("sqlite")
+@pytest.mark.parametrize(
+    ("table", "lost"),
+    [
+        ("id INTEGER PRIMARY KEY AUTOINCREMENT, name VARCHAR(20)", "AUTOINCREMENT"),
+        ("id INTEGER PRIMARY KEY, name VARCHAR(20) COLLATE NOCASE", "COLLATE"),
+        (
+            "id INTEGER PRIMARY KEY, name VARCHAR(20) CHECK (length(name) < 9)",
+            "CHECK without a name",
+        ),
+        ("id INTEGER PRIMARY KEY, name VARCHAR(20) UNIQUE ON CONFLICT IGNORE", "ON CONFLICT"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Unnamed CHECK")  # Alembic's, which goes on.
+async def test_a_table_that_cannot_be_read_wholly_is_not_rebuilt(
+    shop: Shop, table: str, lost: str
+) -> None:
+    await shop.become(("items", name_))
+    await shop.run("DROP TABLE items", f"CREATE TABLE items ({table})")
+    await shop.write(("items", column("name", String(30))))
+
+    with pytest.raises(migrations.MigrationFailed, match=lost):
+        await migrations.migrate(shop.database(("items", name_)))
+
+
+@on("mariadb", "sqlite")
+async def test_a_type_that_would_cut_its_values_is_refused(shop: Shop) -> None:
+    models = ("items", column("price", Numeric))
+    with pytest.raises(CommandError, match=r"\(migrations.W013\)[^$]*items.price is NUMERIC there"):
+        await shop.write(models)
+    if shop.dialect == "mysql":
+        with pytest.raises(CommandError, match="loses microseconds"):
+            await shop.write(("items", column("at", Time)))
+
+    database = shop.database(models)
+    assert await migrations.make(database, silenced=["migrations.W013"])
+    await migrations.migrate(database)
+    assert [each.id async for each in check([database])] == ["migrations.W013"]
+
+
+@each_engine
+async def test_an_index_on_a_foreign_key_goes_back(shop: Shop) -> None:
+    child = ("children", reference("item_id", "items.id", index=True))
+    await shop.become(("items",), child)
+    await migrations.migrate(shop.database(("items",), child), "zero")
+    await migrations.migrate(shop.database(("items",), child))
+
+    await shop.become(("items",), ("children",))
+    await shop.back_and_forth(("items",), ("children",))
+
+
+@each_engine
+async def test_what_changes_of_a_column_or_table_is_seen(shop: Shop) -> None:
+    child = ("children", reference("item_id", "items.id", name="fk"))
+    await shop.become(("items", name_, column("size", Integer)), child)
+    expression = [] if shop.dialect == "mysql" else [lambda: Index("ix_low", text("lower(name)"))]
+    new = (
+        (
+            "items",
+            column("name", String(20), server_default="none"),
+            column("size", Integer, comment="A size"),
+            lambda: CheckConstraint("size > 0", name="positive"),
+            *expression,
+        ),
+        ("children", reference("item_id", "items.id", name="fk", ondelete="CASCADE")),
+    )
+
+    seen = (await migrations.compare(shop.database(*new))).changes
+
+    wanted = ["modify default of items.name", "ck_items_positive", "add fk fk"]
+    wanted += [] if shop.dialect == "mysql" else ["ix_low"]
+    wanted += [] if shop.dialect == "sqlite" else ["modify comment of items.size"]
+    for each in wanted:
+        assert any(each in change for change in seen), (each, seen)
+    await shop.become(*new)
+    await shop.back_and_forth(*new)
+
+
+@on("postgresql", "mariadb", "sqlite")
+async def test_risks_are_said_in_the_file_and_on_the_terminal(shop: Shop) -> None:
+    postgresql = shop.dialect == "postgresql"
+    await shop.become(("items", name_, column("size", String(5))), ("others",))
+    models = (
+        (
+            "items",
+            column("name", String(20), nullable=False),
+            column("size", Integer),
+            column("price", Integer, nullable=False),
+            *([column("token", String(36), server_default=func.random())] if postgresql else []),
+            reference("other_id", "others.id"),
+            lambda: UniqueConstraint("name"),
+            lambda: CheckConstraint("price > 0", name="positive"),
+            lambda: Index("ix_size", "size"),
+        ),
+        ("others",),
+    )
+
+    change = await shop.write(*models)
+
+    expected = {"W004", "W006", "W007", "W009", "W010"}
+    expected |= {"W005", "W008"} if postgresql else set[str]()
+    assert {id_ for n in range(1, 13) if change.warns(id_ := f"W{n:03}")} == expected
+
+
+@on("postgresql")
+async def test_an_index_is_built_beside_the_writes_where_the_model_says_so(shop: Shop) -> None:
+    late = lambda: Index("ix_name", "name", postgresql_concurrently=True)  # noqa: E731
+    await shop.become(("items", name_))
+
+    change = await shop.become(("items", name_, late))
+
+    assert "with op.get_context().autocommit_block():" in change.code
+    assert not change.warns("W008")
+    await shop.back_and_forth(("items", name_, late))
+
+
+@on("postgresql")
+async def test_a_new_type_is_converted_by_a_cast(shop: Shop) -> None:
+    await shop.become(("items", column("size", String(5))))
+    await shop.run("INSERT INTO items VALUES (1, '42')")
+
+    change = await shop.become(("items", column("size", Integer)))
+
+    assert "postgresql_using" in change.code
+    assert await shop.run("SELECT size FROM items") == [(42,)]
+    await shop.back_and_forth(("items", column("size", Integer)))
+
+
+@each_engine
+async def test_a_failure_says_where_which_statement_and_what_to_do(shop: Shop) -> None:
+    await shop.become(("items", column("name", String(20))))
+    await shop.run("INSERT INTO items (id) VALUES (1)")
+    change = await shop.write(("items", column("name", String(20), nullable=False)))
+    assert change.path
+
+    with pytest.raises(migrations.MigrationFailed) as caught:
+        await migrations.migrate(shop.database())
+
+    said = str(caught.value)
+    assert said.startswith(f"shop: a migration failed at {change.path}:")
+    assert "items" in said
+    if shop.dialect != "mysql":
+        assert "rows that are there have no value" in said
+        assert "Nothing of it stays: mend the file" in said
+    else:
+        assert "cannot roll a change of the schema back" in said
+
+
+@each_engine
+async def test_several_statements_in_one_are_run_in_the_transaction(shop: Shop) -> None:
+    await shop.become(("items", name_))
+    database = shop.database(("items", name_))
+    path = await migrations.make(database, "fill", empty=True)
+    assert path
+    code = path.read_text()
+    several = (
+        "INSERT INTO items VALUES (1, 'a;b'); -- one;\n UPDATE items SET name = 'c' WHERE id = 1;"
+    )
+    path.write_text(code.replace('sa.text("SELECT 1")', repr(several)))
+    await migrations.migrate(database)
+    assert await shop.run("SELECT name FROM items") == [("c",)]
+
+    broken = "UPDATE items SET name = 'd'; UPDATE nowhere SET x = 1"
+    second = await migrations.make(database, "fail", empty=True)
+    assert second
+    second.write_text(second.read_text().replace('sa.text("SELECT 1")', repr(broken)))
+    with pytest.raises(migrations.MigrationFailed, match="nowhere"):
+        await migrations.migrate(database)
+    assert await shop.run("SELECT name FROM items") == [("c",)]
+
+
+@on("sqlite")
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("nowhere()", "NameError: name 'nowhere' is not defined"), ("(", "SyntaxError: ")],
+)
+async def test_a_file_that_is_no_migration_is_an_error_to_read(
+    shop: Shop, line: str, said: str
+) -> None:
+    change = await shop.write(("items", name_))
+    assert change.path
+    change.path.write_text(
+        change.code.replace("op.drop_table", f"{line}\n    op.drop_table").replace(
+            "op.create_table", f"{line}\n    op.create_table"
+        )
+    )
+
+    with pytest.raises(migrations.MigrationFailed) as caught:
+        await migrations.migrate(shop.database())
+
+    assert f"failed at {change.path}:" in str(caught.value)
+    assert said in str(caught.value)
