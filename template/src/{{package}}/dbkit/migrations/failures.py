@@ -12,6 +12,7 @@ from sqlalchemy.exc import StatementError
 
 from ..database import Database
 from ..errors import DatabaseError
+from ..failures import failure_of
 from ..sqlstates import sqlstate
 
 SHOWN = 600
@@ -79,10 +80,11 @@ def place_in(folder: Path, error: Exception) -> tuple[str, str] | None:
 
 def explain(database: Database, error: Exception, line: str, function: str) -> str:
     """Say what failed where, and what to do."""
-    cause = getattr(error, "orig", None) or error
-    kind = "" if isinstance(error, StatementError) else f"{type(cause).__name__}: "
+    is_server = isinstance(error, StatementError)
+    # Without values, which are people's data.
+    reason = failure_of(error).reason if is_server else f"{type(error).__name__}: {error}"
     what = "the way back of a migration" if function == "downgrade" else "a migration"
-    text = [f"{database.name}: {what} failed at {line}", f"  {kind}{cause}".split("\n", 1)[0]]
+    text = [f"{database.name}: {what} failed at {line}", f"  {reason}".partition("\n")[0]]
     statement = getattr(error, "statement", None) or ""
     if statement.strip():
         text.append(textwrap.indent(textwrap.shorten(statement, SHOWN), "  "))

@@ -189,7 +189,8 @@ def of_constraint(op: ops.AddConstraintOp, dialect: Dialect) -> Iterator[Risk]:
             advice = "Mend these rows first"
             lock = ", and the table is copied meanwhile" if dialect.name == "mysql" else ""
             if dialect.name == "postgresql":
-                lock = f", and nobody writes to {table} while all rows are checked"
+                does = "uses" if isinstance(op, ops.CreateCheckConstraintOp) else "writes to"
+                lock = f", and nobody {does} {table} while all rows are checked"
                 advice += (
                     "; where the table is large, give it postgresql_not_valid=True here, and run"
                     f" ALTER TABLE {table} VALIDATE CONSTRAINT {name} in the next migration"
