@@ -75,8 +75,7 @@ async def test_a_server_that_is_down_is_an_error_and_the_next_database_is_checke
         " check ORDERS_DATABASE_URL"
     )
     assert found[1].text == (
-        "no folder migrations/analytics;"
-        " run `manage.py makemigrations --database analytics`"
+        "no folder migrations/analytics; run `manage.py makemigrations --database analytics`"
     )
 
 
@@ -168,19 +167,23 @@ async def test_what_the_models_ask_for_is_said_by_table_and_column(url: str) -> 
         await connection.commit()
 
     changes = [
-        "remove table remains",
         "add column things.colour",
         "add column things.part_of",
         "modify type of things.size from TEXT to VARCHAR(20)",
         "modify nullable of things.size from True to False",
+        "modify default of things.size from None to L",
         "add index ix_things_size of things",
         "add constraint (unnamed) of things",
         "add fk fk_things of things",
     ]
     assert (await migrations.compare(database)).changes == changes
-    (found,) = await findings(database)
+    found, left = await findings(database)
     assert found.text == (
         f"the models ask for what no migration makes: {', '.join(changes[:5])}, 3 more"
+    )
+    assert (left.id, left.text) == (
+        "migrations.W012",
+        "neither the models nor a migration name table remains",
     )
 
 

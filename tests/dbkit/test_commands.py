@@ -237,8 +237,11 @@ def test_a_day_of_work(service: Service) -> None:
     models = service.path / "src/orders/items/models.py"
     models.write_text(models.read_text() + "    colour: Mapped[str | None]\n")
     written = service.manage("makemigrations", "add colour", "--database", "primary")
-    assert written.out.startswith("primary: wrote migrations/primary/")
-    assert "Alembic" not in (service.path / written.out.split()[-1]).read_text()
+    assert written.out.splitlines() == [
+        "primary: wrote migrations/primary/0002_add_colour.py",
+        "primary:   add column items.colour",
+    ]
+    assert "Alembic" not in (service.path / written.out.split()[2]).read_text()
     assert service.manage("migrate", "--database", "primary").out.endswith(": add colour.\n")
     done = service.manage("check", "--fail-level", "warning")
     assert (done.code, done.out) == (0, "2 checked, 0 findings.\n")
@@ -353,7 +356,11 @@ def test_a_migration_that_fails_says_how_far_it_came(service: Service) -> None:
     assert (done.code, done.out, done.err) == (
         1,
         "audit: upgraded to 0001: create notes.\n",
-        "audit: the next migration failed: table notes already exists\n",
+        "audit: a migration failed at migrations/audit/0002_again.py:14\n"
+        "  table notes already exists\n"
+        "  CREATE TABLE notes ( id INTEGER NOT NULL, item_id INTEGER NOT NULL, text VARCHAR(1000)"
+        " NOT NULL, CONSTRAINT pk_notes PRIMARY KEY (id) )\n"
+        "  Nothing of it stays: mend the file, and run `manage.py migrate` again.\n",
     )
 
 

@@ -1,6 +1,7 @@
 """What makemigrations writes when models change, asks about, and warns of, on each engine."""
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import Time
 
 ENGINES: dict[str, Dialect] = {"postgresql": "postgresql", "mariadb": "mysql", "sqlite": "sqlite"}
+MYSQL: dict[str, Dialect] = {"mysql": "mysql"}
 
 Tables = Callable[[MetaData], Any]
 
@@ -131,7 +133,7 @@ def shop(
     else:
         server: Any = request.getfixturevalue(engine)
         url = server.new_database().render_as_string(hide_password=False)
-    return Shop(ENGINES[engine], url)
+    return Shop((ENGINES | MYSQL)[engine], url)
 
 
 def column(name: str, *options: Any, **more: Any) -> Callable[[], Column[Any]]:
@@ -686,3 +688,49 @@ async def test_a_file_that_is_no_migration_is_an_error_to_read(
 
     assert f"failed at {change.path}:" in str(caught.value)
     assert said in str(caught.value)
+
+
+@on("mariadb", "mysql")
+async def test_a_foreign_key_that_stays_keeps_an_index(shop: Shop) -> None:
+    without = ("children", reference("item_id", "items.id"))
+    with_ = ("children", reference("item_id", "items.id", index=True))
+    await shop.become(("items",), without)
+
+    await shop.become(("items",), with_)  # In place of the server's own.
+    await shop.back_and_forth(("items",), with_)
+    await shop.become(("items",), without)
+    await shop.back_and_forth(("items",), without)
+
+
+@on("sqlite")
+async def test_a_rebuild_keeps_the_order_of_an_index(shop: Shop) -> None:
+    plain = lambda: Index("ix_size", "size")  # noqa: E731
+    await shop.become(("items", name_, column("size", Integer), plain))
+    await shop.run(
+        "DROP INDEX ix_size",
+        "CREATE INDEX ix_size ON items (size DESC)",
+        "INSERT INTO items VALUES (1, 'a', 1)",
+    )
+
+    await shop.become(("items", column("name", String(30)), column("size", Integer), plain))
+
+    (made,) = await shop.run("SELECT sql FROM sqlite_master WHERE name = 'ix_size'")
+    assert made == ("CREATE INDEX ix_size ON items (size DESC)",)
+
+
+@on("postgresql")
+async def test_a_default_that_becomes_another_function_is_seen(shop: Shop) -> None:
+    def at(default: Any) -> Any:
+        return ("items", column("at", TYPES[datetime], server_default=default))
+
+    await shop.become(at(func.now()))
+    await shop.become(at(func.clock_timestamp()))
+    await shop.back_and_forth(at(func.clock_timestamp()))
+
+
+@each_engine
+async def test_a_foreign_key_that_gets_another_name_goes_before_it_comes(shop: Shop) -> None:
+    await shop.become(("items",), ("children", reference("item_id", "items.id", name="old")))
+    new = ("children", reference("item_id", "items.id", name="new", index=True))
+    await shop.become(("items",), new)
+    await shop.back_and_forth(("items",), new)

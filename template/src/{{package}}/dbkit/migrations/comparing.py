@@ -188,6 +188,11 @@ class Comparison:
             return (schema, name) not in self._columns(schema, parents.get("table_name"))
         return True
 
+    def _foreign_keys(self) -> set[Any]:
+        assert self.database.base is not None  # noqa: S101 -- as above
+        tables = self.database.base.metadata.tables.values()
+        return {key.name for table in tables for key in table.foreign_key_constraints}
+
     def _columns(self, schema: str | None, table: str | None) -> set[tuple[str | None, str]]:
         assert self.database.base is not None  # noqa: S101 -- as above
         return {
@@ -217,6 +222,8 @@ class Comparison:
     ) -> bool:
         """Whether a difference counts: what no migration names is not removed."""
         if reflected and other is None and kind in {"index", "check_constraint"}:
+            if self.database.dialect == "mysql" and name in self._foreign_keys():
+                return False  # The server's own.
             if name in self._named:
                 return True
             self.left_alone.add(f"{kind.replace('_constraint', '')} {name}")

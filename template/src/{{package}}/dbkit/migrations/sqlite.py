@@ -21,6 +21,8 @@ from .statements import SqlOp
 COPY = r'(?:"(_alembic_tmp_[^"]+)"|(_alembic_tmp_\w+))'
 BEGINS = re.compile(rf"\s*CREATE TABLE {COPY}")
 ENDS = re.compile(rf"\s*ALTER TABLE {COPY} RENAME TO")
+INDEX = re.compile(r'\s*(?:CREATE(?: UNIQUE)?|DROP) INDEX (?:"([^"]+)"|(\w+))')
+ORDER = re.compile(r"\b(DESC|COLLATE)\b", re.IGNORECASE)
 ORIGINAL = """SELECT name FROM sqlite_master
     WHERE type = 'table' AND substr('_alembic_tmp_' || name, 1, 50) = ?"""
 
@@ -49,6 +51,8 @@ class Before:
     sql: str
     made_again: dict[str, str]
     """Triggers and indexes on expressions, by name, with the SQL that makes them."""
+    sorted: dict[str, str]
+    """Indexes with an order or a collation, which SQLAlchemy does not read, by name."""
     views: list[str]
     """Those of the database that can be read."""
 
@@ -66,9 +70,14 @@ class Before:
             for kind, name, sql in rows
             if kind == "trigger" or (kind == "index" and has_expression(connection, name))
         }
+        sorted_ = {
+            name: sql
+            for kind, name, sql in rows
+            if kind == "index" and name not in kept and ORDER.search(sql)
+        }
         views = [name for name in views_of(connection) if is_readable(connection, name)]
         sql = next((sql for kind, _, sql in rows if kind == "table"), "")
-        return cls(table, sql, kept, views)
+        return cls(table, sql, kept, sorted_, views)
 
     def restore(self, connection: Connection) -> None:
         """Make again what the copy lacks; `LostByRebuild` if that is not possible."""
@@ -157,16 +166,24 @@ def is_readable(connection: Connection, view: str) -> bool:
 def keep_what_a_rebuild_loses(engine: Engine) -> None:
     """Make triggers and indexes on expressions again after each copy; refuse to lose the rest."""
     before: dict[str, Before] = {}
+    indexes: dict[str, str] = {}
 
-    @event.listens_for(engine, "before_cursor_execute")
-    def look(connection: Connection, _cursor: object, statement: str, *_: Any) -> None:
-        if begins := BEGINS.match(statement):
+    @event.listens_for(engine, "before_cursor_execute", retval=True)
+    def look(
+        connection: Connection, _cursor: object, statement: str, parameters: Any, *_: Any
+    ) -> tuple[str, Any]:
+        if index := INDEX.match(statement):
+            as_it_was = indexes.pop(index[1] or index[2], statement)
+            statement = statement if "DROP INDEX" in statement else as_it_was
+        elif begins := BEGINS.match(statement):
             copy = begins[1] or begins[2]
             table = connection.exec_driver_sql(ORIGINAL, (copy,)).scalar()
             before[copy] = Before.of(connection, str(table))
+            indexes.update(before[copy].sorted)
         elif ENDS.match(statement):
             # Else the views that read the table, which is not there just now, are in the way.
             connection.exec_driver_sql("PRAGMA legacy_alter_table = ON")
+        return statement, parameters
 
     @event.listens_for(engine, "after_cursor_execute")
     def restore(connection: Connection, _cursor: object, statement: str, *_: Any) -> None:

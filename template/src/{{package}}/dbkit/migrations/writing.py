@@ -16,7 +16,7 @@ from alembic.autogenerate.render import render_op, renderers
 from alembic.migration import MigrationContext
 from alembic.operations import ops
 from alembic.util import CommandError
-from sqlalchemy import Column, Connection, Index
+from sqlalchemy import Column, Connection, Index, MetaData
 from sqlalchemy.engine import Dialect
 
 from ..database import Database
@@ -158,11 +158,12 @@ def revised(
     assert upgrade is not None  # noqa: S101 -- there is one database
     assert downgrade is not None  # noqa: S101 -- there is one database
     dialect = context.dialect
+    assert database.base is not None  # noqa: S101 -- a history has models
     unasked = rename(upgrade, context, ask)
     drop_tables_last(upgrade)
     upgrade.reverse_into(downgrade)
     for each in (upgrade, downgrade):
-        arrange(each, dialect)
+        arrange(each, dialect, database.base.metadata)
         if dialect.name == "postgresql":
             cast_new_types(each, dialect)
     limits = [
@@ -278,7 +279,7 @@ def render_concurrently(context: AutogenContext, op: Concurrently) -> list[str]:
     return ["with op.get_context().autocommit_block():", *render_op(context, op.op), ""]
 
 
-def arrange(container: ops.OpContainer, dialect: Dialect) -> None:
+def arrange(container: ops.OpContainer, dialect: Dialect, metadata: MetaData) -> None:
     """Order operations so that servers take them; leave out what a dropped table takes along."""
     created = {each.table_name for each in of_kind(container, ops.CreateTableOp)}
     dropped = {each.table_name for each in of_kind(container, ops.DropTableOp)}
@@ -301,12 +302,35 @@ def arrange(container: ops.OpContainer, dialect: Dialect) -> None:
         table.ops[:] = [each for each in table.ops if keeps(each)]
         if dialect.name == "mysql":  # It drops no index that a foreign key needs.
             table.ops.sort(key=lambda each: not is_foreign_key(each))
+            table.ops[:] = [new for each in table.ops for new in with_index(each, table, metadata)]
     rest = [
         each
         for each in container.ops
         if keeps(each) and not (isinstance(each, ops.ModifyTableOps) and each.is_empty())
     ]
     container.ops[:] = [*unmade, *rest, *made]
+
+
+def with_index(
+    op: ops.MigrateOperation, table: ops.ModifyTableOps, metadata: MetaData
+) -> Iterator[ops.MigrateOperation]:
+    """Take the foreign key off while its index goes: made again, it has one of the server's own."""
+    model = metadata.tables.get(".".join(filter(None, (table.schema, table.table_name))))
+    gone = {
+        each.constraint_name
+        for each in of_kind(table, ops.DropConstraintOp)
+        if is_foreign_key(each)
+    }
+    if isinstance(op, ops.DropIndexOp) and model is not None:
+        columns = [each.name for each in op.to_index().columns]
+        for key in model.foreign_key_constraints:
+            own = [each.name for each in key.columns]
+            if columns[: len(own)] == own and key.name not in gone:
+                yield ops.DropConstraintOp(key.name, table.table_name, "foreignkey")
+                yield op
+                yield ops.CreateForeignKeyOp.from_constraint(key)
+                return
+    yield op
 
 
 def drop_tables_last(upgrade: ops.UpgradeOps) -> None:
