@@ -326,7 +326,7 @@ def with_index(
         for key in model.foreign_key_constraints:
             own = [each.name for each in key.columns]
             if columns[: len(own)] == own and key.name not in gone:
-                yield ops.DropConstraintOp(key.name, table.table_name, "foreignkey")
+                yield ops.DropConstraintOp.from_constraint(key)
                 yield op
                 yield ops.CreateForeignKeyOp.from_constraint(key)
                 return
