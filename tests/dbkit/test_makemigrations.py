@@ -732,6 +732,5 @@ async def test_a_default_that_becomes_another_function_is_seen(shop: Shop) -> No
 async def test_a_foreign_key_that_gets_another_name_goes_before_it_comes(shop: Shop) -> None:
     await shop.become(("items",), ("children", reference("item_id", "items.id", name="old")))
     new = ("children", reference("item_id", "items.id", name="new", index=True))
-    change = await shop.become(("items",), new)
-    print(change.code)
+    await shop.become(("items",), new)
     await shop.back_and_forth(("items",), new)

@@ -16,7 +16,7 @@ from alembic.autogenerate.render import render_op, renderers
 from alembic.migration import MigrationContext
 from alembic.operations import ops
 from alembic.util import CommandError
-from sqlalchemy import Column, Connection, Index, MetaData
+from sqlalchemy import Column, Connection, Index, MetaData, inspect
 from sqlalchemy.engine import Dialect
 
 from ..database import Database
@@ -159,11 +159,13 @@ def revised(
     assert downgrade is not None  # noqa: S101 -- there is one database
     dialect = context.dialect
     assert database.base is not None  # noqa: S101 -- a history has models
+    connection = context.connection
+    assert connection is not None  # noqa: S101 -- it was compared with a database
     unasked = rename(upgrade, context, ask)
     drop_tables_last(upgrade)
     upgrade.reverse_into(downgrade)
     for each in (upgrade, downgrade):
-        arrange(each, dialect, database.base.metadata)
+        arrange(each, connection, database.base.metadata)
         if dialect.name == "postgresql":
             cast_new_types(each, dialect)
     limits = [
@@ -279,8 +281,20 @@ def render_concurrently(context: AutogenContext, op: Concurrently) -> list[str]:
     return ["with op.get_context().autocommit_block():", *render_op(context, op.op), ""]
 
 
-def arrange(container: ops.OpContainer, dialect: Dialect, metadata: MetaData) -> None:
+def names_of_foreign_keys(
+    connection: Connection, table: ops.ModifyTableOps
+) -> dict[tuple[str, ...], str]:
+    """Return the names of a table's foreign keys, by their columns."""
+    inspector = inspect(connection)
+    if not inspector.has_table(table.table_name, table.schema):
+        return {}
+    keys: list[Any] = inspector.get_foreign_keys(table.table_name, table.schema)
+    return {tuple(each["constrained_columns"]): each["name"] for each in keys}
+
+
+def arrange(container: ops.OpContainer, connection: Connection, metadata: MetaData) -> None:
     """Order operations so that servers take them; leave out what a dropped table takes along."""
+    dialect = connection.dialect
     created = {each.table_name for each in of_kind(container, ops.CreateTableOp)}
     dropped = {each.table_name for each in of_kind(container, ops.DropTableOp)}
     made: list[Concurrently] = []
@@ -302,7 +316,10 @@ def arrange(container: ops.OpContainer, dialect: Dialect, metadata: MetaData) ->
         table.ops[:] = [each for each in table.ops if keeps(each)]
         if dialect.name == "mysql":  # It drops no index that a foreign key needs.
             table.ops.sort(key=lambda each: not is_foreign_key(each))
-            table.ops[:] = [new for each in table.ops for new in with_index(each, table, metadata)]
+            names = names_of_foreign_keys(connection, table)
+            table.ops[:] = [
+                new for each in table.ops for new in with_index(each, table, metadata, names)
+            ]
     rest = [
         each
         for each in container.ops
@@ -312,9 +329,15 @@ def arrange(container: ops.OpContainer, dialect: Dialect, metadata: MetaData) ->
 
 
 def with_index(
-    op: ops.MigrateOperation, table: ops.ModifyTableOps, metadata: MetaData
+    op: ops.MigrateOperation,
+    table: ops.ModifyTableOps,
+    metadata: MetaData,
+    names: dict[tuple[str, ...], str],
 ) -> Iterator[ops.MigrateOperation]:
-    """Take the foreign key off while its index goes: made again, it has one of the server's own."""
+    """Take the foreign key off while its index goes: made again, it has one of the server's own.
+
+    `names` are those that foreign keys have, by their columns.
+    """
     model = metadata.tables.get(".".join(filter(None, (table.schema, table.table_name))))
     gone = {
         each.constraint_name
@@ -322,13 +345,13 @@ def with_index(
         if is_foreign_key(each)
     }
     if isinstance(op, ops.DropIndexOp) and model is not None:
-        columns = [each.name for each in op.to_index().columns]
+        columns = tuple(each.name for each in op.to_index().columns)
         for key in model.foreign_key_constraints:
-            own = [each.name for each in key.columns]
-            if columns[: len(own)] == own and key.name not in gone:
-                yield ops.DropConstraintOp.from_constraint(key)
-                yield op
-                yield ops.CreateForeignKeyOp.from_constraint(key)
+            own = tuple(each.name for each in key.columns)
+            create = ops.CreateForeignKeyOp.from_constraint(key)
+            create.constraint_name = names.get(own, key.name)
+            if columns[: len(own)] == own and create.constraint_name not in gone:
+                yield from (create.reverse(), op, create)
                 return
     yield op
 
