@@ -356,11 +356,13 @@ def test_a_migration_that_fails_says_how_far_it_came(service: Service) -> None:
     assert (done.code, done.out, done.err) == (
         1,
         "audit: upgraded to 0001: create notes.\n",
-        "audit: a migration failed at migrations/audit/0002_again.py:14\n"
-        "  table notes already exists\n"
-        "  CREATE TABLE notes ( id INTEGER NOT NULL, item_id INTEGER NOT NULL, text VARCHAR(1000)"
-        " NOT NULL, CONSTRAINT pk_notes PRIMARY KEY (id) )\n"
-        "  Nothing of it stays: mend the file, and run `manage.py migrate` again.\n",
+        (
+            "audit: a migration failed at migrations/audit/0002_again.py:14\n"
+            "  table notes already exists\n"
+            "  CREATE TABLE notes ( id INTEGER NOT NULL, item_id INTEGER NOT NULL,"
+            " text VARCHAR(1000) NOT NULL, CONSTRAINT pk_notes PRIMARY KEY (id) )\n"
+            "  Nothing of it stays: mend the file, and run `manage.py migrate` again.\n"
+        ),
     )
 
 
