@@ -88,7 +88,7 @@ def explain(database: Database, error: Exception, line: str, function: str) -> s
     statement = getattr(error, "statement", None) or ""
     if statement.strip():
         text.append(textwrap.indent(textwrap.shorten(statement, SHOWN), "  "))
-    if found := NO_EXTENSION.search(str(cause)):
+    if found := NO_EXTENSION.search(reason):
         text.append(textwrap.indent(explain_extension(found[1], database.env_prefix), "  "))
     elif advice := ADVICE.get(sqlstate(error) or ""):
         text.append(f"  {advice.format(prefix=database.env_prefix)}")

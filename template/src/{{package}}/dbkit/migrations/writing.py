@@ -15,6 +15,7 @@ from alembic.autogenerate.api import AutogenContext
 from alembic.autogenerate.render import render_op, renderers
 from alembic.migration import MigrationContext
 from alembic.operations import ops
+from alembic.script import Script
 from alembic.util import CommandError
 from sqlalchemy import Column, Connection, Index, MetaData, inspect
 from sqlalchemy.engine import Dialect
@@ -128,7 +129,7 @@ async def make(
     return path
 
 
-def merge_heads(database: Database, message: str) -> Any:
+def merge_heads(database: Database, message: str) -> Script | None:
     """Write a migration that follows all heads, and does nothing."""
     config = configure(database, several_heads=True)
     script = read_scripts(database, config)
@@ -140,10 +141,10 @@ def merge_heads(database: Database, message: str) -> Any:
     return command.merge(config, "heads", title, rev_id=revision)
 
 
-def path_of(written: Any) -> Path | None:
+def path_of(written: Script | list[Script | None] | None) -> Path | None:
     """Return the file of what Alembic has written."""
-    found: Any = written[0] if isinstance(written, list) and written else written
-    return Path(found.path).resolve().relative_to(Path.cwd().resolve()) if found else None
+    script = written[0] if isinstance(written, list) else written
+    return Path(script.path).resolve().relative_to(Path.cwd().resolve()) if script else None
 
 
 def revised(
