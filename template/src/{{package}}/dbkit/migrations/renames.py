@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher
-from typing import Any, TypeVar
+from typing import Any
 
 from alembic.autogenerate.api import AutogenContext
 from alembic.autogenerate.render import renderers
@@ -13,9 +13,6 @@ from sqlalchemy import Column
 from . import postgresql
 
 Ask = Callable[[str], bool]
-Op = TypeVar("Op", bound=ops.MigrateOperation)
-Gone = TypeVar("Gone", bound=ops.MigrateOperation)
-Come = TypeVar("Come", bound=ops.MigrateOperation)
 DROPS = (ops.DropIndexOp, ops.DropConstraintOp)
 
 
@@ -59,7 +56,7 @@ def render_rename(_context: AutogenContext, op: RenameTable) -> str:
     return f"op.rename_table({op.table_name!r}, {op.new_table_name!r}{schema})"
 
 
-def of_kind(container: ops.OpContainer, kind: type[Op]) -> list[Op]:
+def of_kind(container: ops.OpContainer, kind: type[ops.MigrateOperation]) -> list[Any]:
     """Return the operations of one kind."""
     return [each for each in container.ops if isinstance(each, kind)]
 
@@ -122,11 +119,11 @@ def is_alike(context: MigrationContext, old: Column[Any], new: Column[Any]) -> b
 
 
 def pairs(
-    gone: list[Gone],
-    come: list[Come],
-    is_same: Callable[[Gone, Come], bool],
+    gone: list[Any],
+    come: list[Any],
+    is_same: Callable[[Any, Any], bool],
     name: Callable[[Any], str],
-) -> Iterator[tuple[Gone, Come]]:
+) -> Iterator[tuple[Any, Any]]:
     """Pair what goes with what comes and is alike, the most similar names first."""
     found = sorted(
         ((old, new) for old in gone for new in come if is_same(old, new)),

@@ -143,7 +143,8 @@ def merge_heads(database: Database, message: str) -> Script | None:
 
 def path_of(written: Script | list[Script | None] | None) -> Path | None:
     """Return the file of what Alembic has written."""
-    script = written[0] if isinstance(written, list) else written
+    scripts = written if isinstance(written, list) else [written]
+    script = next(iter(scripts), None)
     return Path(script.path).resolve().relative_to(Path.cwd().resolve()) if script else None
 
 
@@ -316,7 +317,7 @@ def arrange(container: ops.OpContainer, connection: Connection, metadata: MetaDa
     for table in of_kind(container, ops.ModifyTableOps):
         table.ops[:] = [each for each in table.ops if keeps(each)]
         if dialect.name == "mysql":  # It drops no index that a foreign key needs.
-            table.ops.sort(key=lambda each: not is_foreign_key(each))
+            table.ops.sort(key=is_foreign_key, reverse=True)
             names = names_of_foreign_keys(connection, table)
             table.ops[:] = [
                 new for each in table.ops for new in with_index(each, table, metadata, names)
