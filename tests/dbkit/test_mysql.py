@@ -277,7 +277,8 @@ async def test_one_connection_serves_readers_and_transactions_in_turn(url: str) 
         await database.reader.scalar(count)
         with pytest.raises(DBAPIError):
             await run(database, "INSERT INTO parents VALUES (3, '3', 1)", "SELECT nothing")
-        await database.reader.execute(text("START TRANSACTION"))
+        with pytest.raises(InvalidRequestError, match="START TRANSACTION is not for SQL text"):
+            await database.reader.execute(text("START TRANSACTION"))
         assert await database.reader.scalar(count) == 2
         await other.execute(add, {"id": 6})
         assert await database.reader.scalar(count) == 3
