@@ -50,7 +50,8 @@ class CheckedConnection(Driver):
         """Roll back."""
         parent: Any = super()
         self.failure, self.begun = None, False
-        await parent.rollback()
+        if self._is_alive():  # Else the garbage collector had it closed: nobody could return it.
+            await parent.rollback()
 
     async def _execute(self, function: Any, *args: Any, **options: Any) -> Any:
         parent: Any = super()
@@ -69,7 +70,7 @@ class CheckedConnection(Driver):
         return result
 
     def _is_alive(self) -> bool:
-        return self._connection is not None
+        return self._running and self._connection is not None
 
 
 def opener(name: str) -> Callable[..., Any]:
