@@ -189,7 +189,7 @@ def orders(history: Path, tmp_path: Path) -> Path:
 
 
 def test_settings_of_git_lose_nothing(orders: Path, tools: dict[str, str], tmp_path: Path) -> None:
-    tools |= {"GIT_CONFIG_GLOBAL": hostile(tmp_path / "git")}
+    tools = tools | {"GIT_CONFIG_GLOBAL": hostile(tmp_path / "git")}
     careless = f"import sys; sys.path.insert(0, {str(ROOT / 'fleet')!r}); import fleet; "
     careless += "fleet.SETTINGS.clear(); fleet.SETTINGS['core.quotePath'] = 'true'; "
     careless += "sys.exit(fleet.main(['update', 'services.txt']))"
@@ -211,7 +211,7 @@ def test_settings_of_git_lose_nothing(orders: Path, tools: dict[str, str], tmp_p
 def test_request_that_failed_is_made_by_the_next_run(
     orders: Path, tools: dict[str, str], tmp_path: Path
 ) -> None:
-    tools |= {"ASKED": str(tmp_path / "asked")}
+    tools = tools | {"ASKED": str(tmp_path / "asked")}
     options = ["update", "services.txt", "--request", "gh pr create"]
     hook = orders / "hooks" / "pre-receive"
     hook.write_text("#!/bin/sh\necho no pushes on Fridays\nexit 1\n")

@@ -290,7 +290,7 @@ def test_an_unknown_format_is_refused_by_name() -> None:
 def test_text_shows_the_lines_of_the_service_the_message_and_the_right_way(tmp_path: Path) -> None:
     with logged(tmp_path, LOG_FORMAT="text") as service:
         for path in ("broken", "missing", "committed", "gathered", "later", "taken"):
-            service.get(f"/{path}")
+            service.get(f"/{path}", Connection="close")  # The server closes after an error.
 
     text = service.file.read_text()
     assert "site-packages" not in text
