@@ -1,7 +1,7 @@
 """A transaction ends as it was told, or raises: whatever undid it, and however it was begun."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,15 +9,13 @@ from typing import Annotated, Any
 import pytest
 from asyncpg import DivisionByZeroError  # pyright: ignore[reportMissingTypeStubs]  # It has none.
 from dbkit import Database, Databases, TransactionAborted, install, session_from
-from dbkit.embedded import EmbeddedPostgres
 from dbkit.sqlstates import sqlstate
 from dbkit.testing.sandbox import Sandbox
 from fastapi import BackgroundTasks, FastAPI, Request, Response, WebSocket
 from fastapi.responses import StreamingResponse
 from httpx import ASGITransport, AsyncClient
-from pooler import pgbouncer
 from shop import Item, fill
-from sqlalchemy import URL, insert, select, text, update
+from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
@@ -35,32 +33,6 @@ SLOW = {
     "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 1000000)"
     " SELECT count(*) FROM n",
 }
-
-
-@pytest.fixture(scope="module")
-def pooler(postgres: EmbeddedPostgres) -> Iterator[URL]:
-    """Run a PgBouncer, which ignores nothing; the URL names no database."""
-    with pgbouncer(postgres.url("")) as url:
-        yield url
-
-
-@pytest.fixture
-def declared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Database:
-    """Declare the database of `shop.py` on the engine that the test names."""
-    engine: str = request.param
-    if engine == "sqlite":
-        file = tmp_path_factory.mktemp("shop") / "shop.sqlite3"
-        return Database("shop", engine, url=f"sqlite:///{file}")
-    found: URL = (
-        request.getfixturevalue(engine).new_database()
-        if engine in MYSQL
-        else request.getfixturevalue("database_url")
-    )
-    if engine == "pgbouncer":
-        found = request.getfixturevalue("pooler").set(database=found.database)
-    url = found.render_as_string(hide_password=False)
-    dialect = "mysql" if engine in MYSQL else "postgresql"
-    return Database("shop", dialect, url=url, pool_size=3, pgbouncer=engine == "pgbouncer")
 
 
 @pytest.fixture

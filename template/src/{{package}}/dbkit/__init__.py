@@ -81,7 +81,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import what is asked for, and nothing else: `manage.py --help` asks for none of it."""
+    """Import a public name at its first use, so that `manage.py --help` imports none of them."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -1,7 +1,7 @@
-"""Work that cannot be cancelled, each in a thread of its own: nothing else waits behind it.
+"""Calls that cannot be cancelled, each in its own thread, so that they block nothing else.
 
-A look-up of a name, or the read of a file, takes as long as a dead resolver or file server likes.
-In the event loop's own threads, which all share, a few of these hold up everybody's look-ups.
+A DNS lookup or a file read can hang with a dead resolver or file server. In the event loop's shared
+thread pool, a few hanging calls would block the lookups of every database.
 """
 
 import asyncio
@@ -19,15 +19,15 @@ os.register_at_fork(after_in_child=_pending.clear)  # The threads stay with the 
 
 
 async def aside(work: Callable[[str], Any], argument: str) -> Any:
-    """Call `work` in a thread, or wait for the call with this argument that is under way.
+    """Call `work` in a thread, or wait for a call with this argument that is already running.
 
-    Whoever is cancelled leaves the call to the next one: there is never a second beside it.
+    A cancelled caller leaves the call running for the next one, so there is never more than one.
     """
     key = work, argument
     future: Future[Any] | None = _pending.get(key)
     if future is None:
         future = _pending[key] = Future()
-        future.set_running_or_notify_cancel()  # It is not cancelled with who waits for it.
+        future.set_running_or_notify_cancel()  # A waiter's cancellation does not cancel it.
         # A daemon: it keeps no process from ending.
         Thread(target=_call, args=[work, argument, future], name="aside", daemon=True).start()
     return await asyncio.wrap_future(future)
@@ -36,7 +36,7 @@ async def aside(work: Callable[[str], Any], argument: str) -> Any:
 def _call(work: Callable[[str], Any], argument: str, future: Future[Any]) -> None:
     try:
         outcome = work(argument)
-    except BaseException as error:  # noqa: BLE001 -- for whoever waits
+    except BaseException as error:  # noqa: BLE001 -- raised for the waiters
         _pending.pop((work, argument), None)
         future.set_exception(error)
     else:

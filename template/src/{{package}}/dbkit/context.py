@@ -69,9 +69,10 @@ def current() -> RequestContext | None:
 
 
 def shield() -> None:
-    """Have the current request, if there is one, end whether its client leaves or not.
+    """Finish the current request, if there is one, even if its client disconnects.
 
-    Cancelled if the client has left already, and the task of the request does not know yet.
+    Raises `CancelledError` if the client has disconnected already and the request's task has not
+    been told yet.
     """
     if (request := current()) is not None:
         if request.cancelled:
@@ -94,9 +95,9 @@ def request_id() -> str:
 
 
 def is_awaited(task: asyncio.Task[Any]) -> bool:
-    """Whether somebody waits for a task: by `await`, `gather`, a task group, from a thread.
+    """Return whether a task is awaited: by `await`, `gather`, a task group, or from a thread.
 
-    Nobody waits for a task that was only created, and one in `shield()` goes on without its waiter.
+    A task that was only created is not, nor is one in `shield()`, which outlives its waiter.
     """
     for callback, _ in getattr(task, "_callbacks", None) or ():
         waiter = getattr(callback, "func", callback)  # Python 3.11's `wait_for` has a partial.

@@ -217,7 +217,7 @@ async def find_hosts(arguments: dict[str, Any], patience: float) -> None:
 def handle_error(name: str, context: ExceptionContext, *, read_only: bool) -> Exception | None:
     """Tell lost connections from failed statements, and return what to raise instead, if so."""
     error = context.original_exception
-    if context.sqlalchemy_exception is not None:  # For whoever answers the client.
+    if context.sqlalchemy_exception is not None:  # For the exception handlers.
         vars(context.sqlalchemy_exception)["database"] = name
         vars(context.sqlalchemy_exception)["schema_differs"] = schema_differs(context)
     if isinstance(error, OSError | TimeoutError):  # SQLAlchemy wraps neither.

@@ -1,4 +1,4 @@
-"""Timeouts that count only the time in which the event loop ran."""
+"""Timeouts that do not count time during which the event loop was blocked."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -10,11 +10,11 @@ STEPS = 4
 
 @asynccontextmanager
 async def within(seconds: float) -> AsyncGenerator[None]:
-    """Raise `TimeoutError` after `seconds`, as `asyncio.timeout` does, if the loop ran meanwhile.
+    """Raise `TimeoutError` after `seconds`, as `asyncio.timeout` does, unless the loop was blocked.
 
-    An answer that came while the loop was blocked, or the process stopped, is read after that;
-    `asyncio.timeout` ends before, and a healthy server would seem to be down. Here, a time in which
-    the loop stood counts as one step of `STEPS`; and if the last one is late, one more follows.
+    A response that arrived while the loop was blocked or the process stopped has not been read yet
+    when `asyncio.timeout` expires, so a healthy server would seem to be down. Here a block counts
+    as one of `STEPS` steps, and if the last step is late, one more follows.
     """
     loop = asyncio.get_running_loop()
     step = seconds / STEPS

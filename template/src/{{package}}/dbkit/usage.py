@@ -32,7 +32,7 @@ SHOWN_HOLDERS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class Names:
     """The names of a checkout's route, request and task."""
 
     route: str | None
@@ -45,7 +45,7 @@ class Use:
 
     __slots__ = (
         "in_sql",
-        "left",
+        "names",
         "place",
         "request",
         "returned",
@@ -77,28 +77,28 @@ class Use:
         self.sql_since: float | None = None
         """When the statement that runs now began, or the closing of the connection."""
         self.returned: float | None = None
-        self.left: Left | None = None
+        self.names: Names | None = None
         """What is known of it once its task has ended, without a reference to anything."""
 
     @property
     def route(self) -> str | None:
         """Its request's route: `GET /items/{item_id}`; None outside a request."""
-        if self.left:
-            return self.left.route
+        if self.names:
+            return self.names.route
         return route_of(self.request.scope) if self.request else None
 
     @property
     def request_id(self) -> str | None:
         """The id of its request; None outside a request."""
-        if self.left:
-            return self.left.request_id
+        if self.names:
+            return self.names.request_id
         return self.request.id if self.request else None
 
     @property
     def task_name(self) -> str:
         """The name of its task."""
-        if self.left:
-            return self.left.task_name
+        if self.names:
+            return self.names.task_name
         return self.task.get_name() if self.task else "unknown"
 
     @property
@@ -262,7 +262,7 @@ class Usage:
         record = self._holding.get(use.task)
         if record is not None and use_of(record) is use:
             del self._holding[use.task]
-        use.left = Left(use.route, use.request_id, use.task_name)
+        use.names = Names(use.route, use.request_id, use.task_name)
         use.task = use.request = None
 
     def _add_route(self, name: str) -> RouteUse:

@@ -239,7 +239,7 @@ class Comparison:
         if issubclass(type(item), TypeDecorator) and not module.startswith("sqlalchemy."):
             return repr_type(self.stored(own), context)
         if self.database.dialect == "postgresql" and postgresql.is_native(own):
-            # The migration makes the type by itself: it may be another table's, too.
+            # The migration creates the type itself, since another table may use it too.
             context.imports.add("from sqlalchemy.dialects import postgresql")
             schema = f", schema={own.schema!r}" if own.schema else ""
             labels = ", ".join(repr(each) for each in own.enums)

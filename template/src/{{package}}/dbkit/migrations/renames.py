@@ -1,4 +1,4 @@
-"""Renames: to Alembic, something that goes beside something that comes."""
+"""Renames, which Alembic sees as a drop and an add."""
 
 from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher

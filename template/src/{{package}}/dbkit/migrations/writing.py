@@ -250,7 +250,7 @@ def new_indexes(upgrade: ops.UpgradeOps) -> Iterator[Index]:
 
 
 def cast_new_types(container: ops.OpContainer, dialect: Dialect) -> None:
-    """Have PostgreSQL cast the values of a column to its new type, which it does not by itself."""
+    """Cast the values of a column to its new type: PostgreSQL does not do so implicitly."""
     for table in of_kind(container, ops.ModifyTableOps):
         for op in of_kind(table, ops.AlterColumnOp):
             if op.modify_type is not None:
@@ -267,7 +267,7 @@ def render_alter_column(context: AutogenContext, op: ops.AlterColumnOp) -> str:
 
 
 class Concurrently(ops.MigrateOperation):
-    """An index that is made or dropped beside the writes, outside of a transaction."""
+    """An index created or dropped without blocking writes, outside of a transaction."""
 
     def __init__(self, op: ops.MigrateOperation) -> None:
         self.op = op
