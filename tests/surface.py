@@ -6,9 +6,12 @@ docs/updating.md names it; this says it in lines, one for each thing that can be
 
 import inspect
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import typer
@@ -18,7 +21,8 @@ from pydantic import BaseModel
 from starlette.routing import Mount
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "template" / "src" / "{{package}}"))
+KIT = ROOT / "template" / "src" / "{{package}}" / "dbkit"
+sys.path.insert(0, str(KIT.parent))
 
 import dbkit  # noqa: E402 -- it is in the template
 from dbkit import commands, testing  # noqa: E402
@@ -26,6 +30,16 @@ from dbkit.pool import FairPool  # noqa: E402
 from dbkit.prometheus import metrics_router  # noqa: E402
 from dbkit.service_settings import ServiceSettings  # noqa: E402
 from dbkit.settings import Declared  # noqa: E402
+
+LOGGERS = """
+import importlib, logging, pkgutil
+import orders.dbkit as kit
+
+for module in pkgutil.walk_packages(kit.__path__, f"{kit.__name__}."):
+    importlib.import_module(module.name)
+known = logging.Logger.manager.loggerDict.items()
+print(*(name for name, each in known if name.startswith("orders") and hasattr(each, "level")))
+"""
 
 
 def documented() -> dict[str, list[str]]:
@@ -40,9 +54,12 @@ def documented() -> dict[str, list[str]]:
     }
 
 
+@cache
 def surface() -> list[str]:
     """Return the lines, sorted."""
-    return sorted([*names(), *fixtures(), *command_line(), *variables(), *checks(), *routes()])
+    return sorted(
+        [*names(), *fixtures(), *command_line(), *variables(), *checks(), *routes(), *loggers()]
+    )
 
 
 def names() -> Iterator[str]:
@@ -135,6 +152,21 @@ def routes() -> Iterator[str]:
     hidden = [*metrics_router(databases).routes, *app.routes]
     paths = [each.path for each in hidden if isinstance(each, APIRoute | Mount)]
     yield from (f"route {path}" for path in [*app.openapi()["paths"], *paths])
+
+
+def loggers() -> Iterator[str]:
+    """Name the loggers of the kit, by which dashboards find lines; they are below the package."""
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "orders").mkdir()
+        (Path(folder) / "orders" / "dbkit").symlink_to(KIT)
+        command = [sys.executable, "-c", LOGGERS]
+        done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
+    page = (ROOT / "docs" / "logging.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`dbkit\.[^|]*`) \|", page, re.MULTILINE)
+    assert {f"orders.{name}" for row in rows for name in row.strip("`").split("`, `")} == set(
+        done.stdout.split()
+    )
+    yield from (f"logger {name.removeprefix('orders.')}" for name in done.stdout.split())
 
 
 def broken(before: list[str], now: list[str]) -> list[str]:

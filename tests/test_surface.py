@@ -36,6 +36,7 @@ def test_a_surface_breaks_nothing_of_itself() -> None:
         ("testing client", "", "testing client: is gone"),
         ("option migrate --to", "option migrate --target", "option migrate --to: is gone"),
         ("route /livez", "route /healthz", "route /livez: is gone"),
+        ("logger dbkit.logs", "logger dbkit.web.logs", "logger dbkit.logs: is gone"),
         ("variable DATABASE_ECHO", "", "variable DATABASE_ECHO: is gone"),
         (
             "bound DATABASE_POOL_SIZE le 1000",
@@ -52,7 +53,7 @@ def test_a_surface_breaks_nothing_of_itself() -> None:
     ],
 )
 def test_what_breaks_owners_is_noticed(gone: str, added: str, fault: str) -> None:
-    before = lines_of("0.1.0")
+    before = lines_of("0.3.0")
     now = [line for line in (*before, added) if line not in {gone, ""}]
 
     assert [each for each in broken(before, now) if each.startswith(fault)] != []
