@@ -160,7 +160,10 @@ def manage_commands(document: Path) -> Iterator[list[str]]:
 @pytest.mark.parametrize("document", [*DOCUMENTS, *TEMPLATES], ids=lambda path: path.name)
 def test_manage_has_the_commands_that_are_named(document: Path) -> None:
     group: Any = typer.main.get_command(manage(Databases(), app="none:app", root=ROOT))
+    text = document.read_text(encoding="utf-8")
     for name, *arguments in manage_commands(document):
+        if f"def {name}(" in text:  # It shows how to add one.
+            continue
         assert name in group.commands, f"manage.py has no command {name}"
         command = group.commands[name]
         if hasattr(command, "commands") and arguments:  # `pools advise`

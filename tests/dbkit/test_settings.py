@@ -210,7 +210,7 @@ def test_a_missing_url_says_what_to_set() -> None:
         "settings are missing or wrong:\n"
         "  DATABASE_URL: not set. Where to connect, as"
         " postgresql://user:password@host:5432/name."
-        " In development, `manage.py runserver` needs none."
+        " In development, `manage.py runserver` and `opened(databases)` need none."
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .app import install
+    from .context import job
     from .database import Database
     from .databases import Databases
     from .dependencies import reader_from, session_from
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     )
     from .exception_handlers import DATABASE_RESPONSES, Problem, problem
     from .metadata import NAMING_CONVENTION, TYPES
+    from .outside import opened
     from .readers import Reader
     from .settings import DatabaseSettings
     from .usage import Holder
@@ -49,6 +51,8 @@ __all__ = [
     "TransactionAborted",
     "Unreachable",
     "install",
+    "job",
+    "opened",
     "problem",
     "reader_from",
     "session_from",
@@ -56,6 +60,7 @@ __all__ = [
 
 _MODULES = {
     "install": "app",
+    "job": "context",
     "Database": "database",
     "Databases": "databases",
     "reader_from": "dependencies",
@@ -74,6 +79,7 @@ _MODULES = {
     "problem": "exception_handlers",
     "NAMING_CONVENTION": "metadata",
     "TYPES": "metadata",
+    "opened": "outside",
     "Reader": "readers",
     "DatabaseSettings": "settings",
     "Holder": "usage",

@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, wraps
 from importlib import import_module
+from inspect import iscoroutinefunction
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -76,6 +78,38 @@ class Commands(typer.Typer):
                 sys.exit(message)
             raise
 
+    def command(self, name: str | None = None, **options: Any) -> Callable[..., Any]:
+        """Add a command, which may be `async def`."""
+        add = super().command(name, **options)
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            add(runnable(function, name))
+            return function
+
+        return decorate
+
+    def add_typer(self, typer_instance: typer.Typer, **options: Any) -> None:
+        """Add a group of commands, which may be `async def`."""
+        for each in typer_instance.registered_commands:
+            if each.callback is not None:
+                each.callback = runnable(each.callback, each.name)
+        super().add_typer(typer_instance, **options)
+
+
+def runnable(function: Callable[..., Any], name: str | None) -> Callable[..., Any]:
+    """Have a command run as a job of its name, and in an event loop if it is `async def`."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        from .context import job
+
+        named = name or function.__name__.replace("_", "-")
+        with job(f"manage.py {named}"):
+            result = function(*args, **kwargs)
+            return asyncio.run(result) if iscoroutinefunction(function) else result
+
+    return run
+
 
 def message_of(error: Exception) -> str:
     """Say what went wrong, if it is what a person can cause; nothing if it is a bug."""
@@ -100,7 +134,7 @@ def manage(databases: "Databases | str", *, app: str, root: Path) -> typer.Typer
 
     Named in the same way, `databases` are imported by the commands that need them, and not by
     `--help`. Commands work in the folder `root`, wherever they are called from. Add your own
-    with `@cli.command()`.
+    with `@cli.command()`, `def` or `async def`; `opened()` has the databases for them.
     """
     service = Service(databases, app, root.resolve())
     cli = Commands(
@@ -118,9 +152,9 @@ def manage(databases: "Databases | str", *, app: str, root: Path) -> typer.Typer
         os.chdir(service.root)
 
     schema = (migrate, makemigrations, showmigrations, inspectdb)
-    for command in (check, *schema, dbshell, runserver):
+    for command in (check, *schema, shell, dbshell, runserver):
         cli.command()(command)
-    cli.add_typer(pools_commands.cli, name="pools")
+    typer.Typer.add_typer(cli, pools_commands.cli, name="pools")
     return cli
 
 
@@ -314,6 +348,18 @@ def inspectdb(
     (chosen,) = service.selected(database)
     with development_servers([chosen]):
         typer.echo(asyncio.run(inspection.inspect(chosen, table or ())), nl=False)
+
+
+def shell(context: typer.Context) -> None:
+    """Open Python with the databases, models and await.
+
+    That is IPython, if it is installed.
+    """
+    from . import console
+
+    service: Service = context.obj
+    import_module(service.app.partition(":")[0])  # With the models.
+    console.run(service.databases)
 
 
 def dbshell(context: typer.Context, database: DatabaseOption = None) -> None:

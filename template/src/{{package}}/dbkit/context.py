@@ -1,19 +1,25 @@
-"""The request that is being served: one object, and everything that belongs to it ends with it.
+"""The request or job that is being served: one object, and all that belongs to it ends with it.
 
 Tasks inherit context variables, so a task that a request leaves behind still finds its context.
 `current()` and `shield()` tell such tasks apart: the request is not theirs.
 """
 
 import asyncio
+import secrets
+from collections.abc import Generator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from time import monotonic
 from typing import Any
 
 from starlette.types import Scope
 
+JOB = "job"
+"""The type of the scope of what is no request."""
+
 
 class RequestContext:
-    """One request or WebSocket, from its first line to the end of its response."""
+    """One request or WebSocket, from its first line to the end of its response; or one job."""
 
     __slots__ = (
         "cancelled",
@@ -32,10 +38,8 @@ class RequestContext:
         self.id = id_
         """Its `X-Request-ID`, that of its trace, or a new one."""
         self.scope = scope
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 -- a server runs each request in a task
-        self.task = task
-        """The task in which the server runs it."""
+        self.task: Any = this_task()
+        """The task in which the server runs it; None of a job that has no event loop."""
         self.since = monotonic()
         self.uses: dict[str, Any] = {}
         """What it has used of each database: a `RouteUse`."""
@@ -65,7 +69,40 @@ inherited = _request.get
 def current() -> RequestContext | None:
     """Return the request that the current task is part of."""
     request = _request.get()
-    return request if request and request.includes(asyncio.current_task()) else None
+    return request if request and request.includes(this_task()) else None
+
+
+def this_task() -> asyncio.Task[Any] | None:
+    """Return the current task; None in a thread without an event loop."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+@contextmanager
+def job(name: str) -> Generator[None]:
+    """Name what runs outside of a request, until exit.
+
+    Errors, the log, metrics and /pools show it where a request's route would be: `job purge`.
+    """
+    before = _request.get()
+    running = RequestContext({"type": JOB, "name": name}, secrets.token_hex(8))
+    _request.set(running)
+    try:
+        yield
+    finally:
+        running.ended = True
+        _request.set(before)  # Not by a token: a cell of a notebook is a context of its own.
+
+
+def job_name() -> str:
+    """Return the name of the job that a line of the log is about, or ""."""
+    request = _request.get()
+    if request is None or request.ended or request.scope["type"] != JOB:
+        return ""
+    name: str = request.scope["name"]
+    return name
 
 
 def shield() -> None:
@@ -86,11 +123,8 @@ def request_id() -> str:
     if request is None:
         return ""
     if request.ended:  # Then only the server logs for it: an exception, in the request's task.
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:  # in a thread
-            return ""
-        return request.id if task is request.task else ""
+        task = this_task()
+        return request.id if task and task is request.task else ""
     return request.id
 
 

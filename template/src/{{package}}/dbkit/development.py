@@ -50,6 +50,7 @@ def development_servers(databases: Iterable[Database]) -> Generator[None]:
                 server.create_database(database.name)
                 url = server.url(database.name).render_as_string(hide_password=False)
                 os.environ[f"{database.env_prefix}URL"] = url
+                stack.callback(os.environ.pop, f"{database.env_prefix}URL")
         yield
 
 

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from starlette.types import Scope
 
-from .context import RequestContext, request_id
+from .context import RequestContext, job_name, request_id
 from .errors import NotConfigured
 from .settings import LogFormat, environment, read_full_tracebacks, read_log_format
 from .tracebacks import write_traceback
@@ -169,6 +169,8 @@ class JsonFormatter(logging.Formatter):
         }
         if name := request_id():
             line["request_id"] = name
+        if job := job_name():
+            line["job"] = job
         line |= extras(record)
         if record.exc_info:
             line["exception"] = write_exception(record, full=self.full)
@@ -190,7 +192,8 @@ class TextFormatter(logging.Formatter):
             fields[name] = words.format_map(use)
         words = [super().formatMessage(record).rstrip(), *(f"{k}={v}" for k, v in fields.items())]
         if name := request_id():
-            words.append(f"[{name[:SHORT_ID]}]")  # As holders of connections are shown.
+            # As holders of connections are shown.
+            words.append(f"[{job_name() or name[:SHORT_ID]}]")
         return "  ".join(words)
 
     def format(self, record: logging.LogRecord) -> str:

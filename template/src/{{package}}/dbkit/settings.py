@@ -196,7 +196,7 @@ def read_settings(
         hint = f" Nothing reads {unread}; is that what you mean?" if unread else ""
         faults.append(
             f"{prefix}URL: not set. Where to connect, as {EXAMPLES[dialect]}."
-            f" In development, `manage.py runserver` needs none.{hint}"
+            f" In development, `manage.py runserver` and `opened(databases)` need none.{hint}"
         )
         values["url"] = URL.create(dialect)
     try:

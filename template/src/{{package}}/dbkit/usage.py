@@ -12,7 +12,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.pool import ConnectionPoolEntry
 from starlette.types import Scope
 
-from .context import RequestContext, current
+from .context import JOB, RequestContext, current
 from .lines import calling_lines, calling_place, waiting_lines, write
 
 logger = logging.getLogger(__name__)
@@ -322,7 +322,9 @@ def holder_of(database: str, use: Use, now: float) -> Holder:
 
 
 def route_of(scope: Scope) -> str:
-    """Name a request's route by method and template: never by what a client sent."""
+    """Name a job, or a request's route by method and template: never by what a client sent."""
+    if scope.get("type") == JOB:
+        return f"job {scope['name']}"
     template = template_of(scope)
     return f"{scope.get('method', WEBSOCKET)} {template}" if template else NO_ROUTE
 
