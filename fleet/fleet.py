@@ -129,7 +129,7 @@ def update(url: str, work: Path, options: argparse.Namespace) -> Outcome:
     step = f"{before} to {version(folder)}"
     if found := conflicts(folder):
         return Outcome(folder.name, f"{step}, conflicts: {', '.join(found)}", fine=False)
-    if found := lost(folder):
+    if found := [*lost(folder), *dropped(folder, before)]:
         return Outcome(folder.name, f"{step}, lost: {', '.join(found)}", fine=False)
     branch = f"template-{version(folder)}"
     if run(folder, "git", "branch", "--remotes", "--list", f"origin/{branch}"):
@@ -163,6 +163,34 @@ def lost(folder: Path) -> list[str]:
             has = (folder / name).read_text(encoding="utf-8").splitlines()
             found += [f"{name}: {line.strip()}" for line in below(text) if line not in has]
     return found
+
+
+def dropped(folder: Path, before: str) -> list[str]:
+    """List the template's files that the owner had changed and an update took, with no conflict.
+
+    They were deleted or moved, or Git calls them binary.
+    """
+    changes = run(folder, "git", "diff", "--no-renames", "--numstat", "HEAD").splitlines()
+    taken = [
+        name
+        for added, _, name in (line.split("\t") for line in changes)
+        if added == "-" or not (folder / name).exists()
+    ]
+    if not taken:
+        return []
+    plain = folder.with_name(f"{folder.name}.plain").resolve()
+    run(folder, "git", "worktree", "add", "--quiet", "--detach", "--force", str(plain))
+    try:
+        options = ["--defaults", "--overwrite", "--quiet", "--vcs-ref", before]
+        run(plain, "copier", "recopy", *options, step="copier recopy")
+        changed = run(plain, "git", "diff", "--name-only").splitlines()
+    finally:
+        run(folder, "git", "worktree", "remove", "--force", str(plain))
+    return [
+        f"{name}, changed and {'overwritten' if (folder / name).exists() else 'deleted'}"
+        for name in taken
+        if name in changed
+    ]
 
 
 def below(text: str) -> list[str]:

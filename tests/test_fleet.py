@@ -1,5 +1,6 @@
 """A fleet of services, from all releases and variants, is updated by one command."""
 
+import importlib
 import os
 import re
 import shutil
@@ -37,6 +38,8 @@ NOTHING = "#!/bin/sh\n"
 REQUESTS = {"github": "pr create --fill --draft\n", "gitlab": "merge_request.create\n"}
 SMALL = {"databases": [{"name": "primary", "engine": "sqlite"}], "containers": False, "ci": "none"}
 EDITED = "src/my_service/dbkit/__init__.py"
+GONE = "src/my_service/dbkit/migrations.py"
+"""A file that 0.1.0 had and later releases have not."""
 GITLAB = {
     "TEMPLATE_TOKEN": "t0ken",
     "CI_SERVER_HOST": "gitlab.example.com",
@@ -213,9 +216,7 @@ def test_request_that_failed_is_made_by_the_next_run(
 ) -> None:
     tools = tools | {"ASKED": str(tmp_path / "asked")}
     options = ["update", "services.txt", "--request", "gh pr create"]
-    hook = orders / "hooks" / "pre-receive"
-    hook.write_text("#!/bin/sh\necho no pushes on Fridays\nexit 1\n")
-    hook.chmod(0o755)
+    hook = refuse_pushes(orders)
 
     refused = fleet(tmp_path, tools, *options)
     hook.unlink()
@@ -228,6 +229,117 @@ def test_request_that_failed_is_made_by_the_next_run(
     assert failed.stdout.startswith(f"LOOK: orders: v0.1.0 to {HEAD}, gh pr create: ")
     assert done.returncode == 0, done.stdout
     assert (tmp_path / "asked").read_text() == "pr create\n" * 2
+
+
+def test_changed_file_that_an_update_deletes_is_lost(
+    history: Path, tools: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Git shows no conflict in it, and among many files nobody sees it."""
+    monkeypatch.setenv("PATH", tools["PATH"])
+    monkeypatch.syspath_prepend(str(ROOT / "fleet"))  # pyright: ignore[reportUnknownMemberType]  # pytest does not type it.
+    dropped = importlib.import_module("fleet").dropped
+    service = copy(history, tmp_path / "orders", SMALL, listed()[0].tag)
+    (service / GONE).write_text("# Ours.\n")
+    (service / EDITED).write_text("\0")  # Git does not merge it.
+    commit_all(service)
+
+    before = dropped(service, listed()[0].tag)
+    for name in (GONE, "ruff.toml"):
+        (service / name).unlink()
+    (service / EDITED).write_text("# Theirs.\n")
+    after = dropped(service, listed()[0].tag)
+
+    assert before == []
+    assert after == [f"{EDITED}, changed and overwritten", f"{GONE}, changed and deleted"]
+    assert git(service, "worktree", "list", "--porcelain").count("worktree ") == 1
+
+
+PLANTED = {
+    "fine": "v0.3.0 to {head}, ",
+    "current": "{head}, nothing to update",
+    "asked": "v0.2.0 to {head}, and there is a branch template-{head} already",
+    "conflict": f"LOOK: v0.3.0 to {{head}}, conflicts: {EDITED}",
+    "binary": f"LOOK: v0.2.0 to {{head}}, lost: {EDITED}, changed and overwritten",
+    "moved": f"LOOK: v0.1.0 to {{head}}, lost: {GONE}, changed and deleted",
+    "broken": "LOOK: v0.1.0 to {head}, python -m compileall -q src: ",
+    "stopped": "LOOK: copier update: ",
+    "elsewhere": "LOOK: copier update: ",
+    "refused": "LOOK: git push: no pushes on Fridays",
+    "unasked": "LOOK: v0.2.0 to {head}, sh -c ",
+    "by-hand": "LOOK: no .copier-answers.yml: not made from a template",
+    "unborn": "LOOK: no .copier-answers.yml: not made from a template",
+    "nowhere": "LOOK: git clone ",
+}
+"""Fourteen services, each with its own failure or none, and what the script must say of it."""
+
+
+CHANGES = {
+    "conflict": (EDITED, ".+", "# Ours.\n"),
+    "binary": (EDITED, ".+", "\0"),
+    "moved": (GONE, ".+", "# Ours.\n"),
+    "broken": ("src/my_service/main.py", ".+", "def\n"),
+    "stopped": (".copier-answers.yml", "'3.11'", "'3.5'"),
+    "elsewhere": (".copier-answers.yml", "(?<=_src_path: )[^\n]+", "/nowhere"),
+}
+
+
+def plant(name: str, history: Path, folder: Path) -> None:
+    """Make the bare repository of a service of `PLANTED`."""
+    if name in {"unborn", "nowhere"}:
+        git(folder, "init", "--quiet", "--bare", f"{name.replace('nowhere', 'gone')}.git")
+        return
+    found = re.search(r"v[\d.]+(?= to)", PLANTED[name])
+    ref = HEAD if name == "current" else found[0] if found else listed()[-1].tag
+    service = copy(history, folder / "work" / name, SMALL, ref)
+    commit_all(service)
+    if name in CHANGES:
+        path, old, new = CHANGES[name]
+        text = (service / path).read_text()
+        (service / path).write_text(re.sub(old, new, text, count=1, flags=re.DOTALL))
+    elif name == "by-hand":
+        (service / ".copier-answers.yml").unlink()
+    commit_all(service)
+    if name == "asked":
+        git(service, "branch", f"template-{HEAD}")
+    git(folder, "clone", "--quiet", "--bare", str(service), f"{name}.git")
+    if name == "refused":
+        refuse_pushes(folder / f"{name}.git")
+
+
+def refuse_pushes(remote: Path) -> Path:
+    """Have a remote refuse what is pushed; return the hook that does it."""
+    hook = remote / "hooks" / "pre-receive"
+    hook.write_text("#!/bin/sh\necho no pushes on Fridays\nexit 1\n")
+    hook.chmod(0o755)
+    return hook
+
+
+@pytest.mark.skipif("FLEET" not in os.environ, reason="takes minutes, so it runs with FLEET=12")
+def test_report_of_planted_failures_is_true(
+    history: Path, tools: dict[str, str], tmp_path: Path
+) -> None:
+    for name in PLANTED:
+        plant(name, history, tmp_path)
+    (tmp_path / "services.txt").write_text("".join(f"{name}.git\n" for name in PLANTED))
+    tests = ["--test", "python -m compileall -q src"]
+    request = ["--request", "sh -c '[ ${PWD##*/} != unasked ]'"]
+
+    done = fleet(tmp_path, tools, "update", "services.txt", *tests, *request)
+
+    *said, count = done.stdout.splitlines()
+    truth = [
+        re.sub("^(LOOK: )?", rf"\g<0>{name}: ", text.format(head=HEAD))
+        for name, text in PLANTED.items()
+    ]
+    assert [pair for pair in zip(truth, said, strict=True) if not pair[1].startswith(pair[0])] == []
+    assert (count, done.returncode) == ("3 of 14 are fine.", 1)
+    pushed = {
+        name
+        for name in PLANTED
+        if name != "nowhere"
+        and git(tmp_path / f"{name}.git", "branch", "--list", f"template-{HEAD}")
+    }
+    assert pushed == {"fine", "asked"}
 
 
 def script_of(service: Path) -> str:
@@ -246,12 +358,13 @@ def test_job_opens_a_request_once(
 ) -> None:
     """Run its script as it is written, on clones whose service was never updated.
 
-    The owner of the one on GitHub has written into a file that is the template's.
+    The owner of the one on GitHub has written into two files of the template's; one of them goes.
     """
     script = script_of(render(ci=ci).path)
     service = copy(history, tmp_path / "orders", {"ci": ci}, listed()[0].tag)
     if ci == "github":
-        (service / EDITED).write_text("# Ours.\n")
+        for name in (EDITED, GONE):
+            (service / name).write_text("# Ours.\n")
     commit_all(service)
     git(tmp_path, "clone", "--quiet", "--bare", "orders", "orders.git")
     remote = tmp_path / "orders.git"
@@ -284,7 +397,7 @@ def test_job_opens_a_request_once(
     message = git(remote, "log", "-1", "--format=%B", branch)
     assert message.startswith(
         f"build: update to {HEAD} of the template\n\n"
-        + (f"Conflicts: {EDITED}\n\n" if ci == "github" else "")
+        + (f"Conflicts: {EDITED}\n{GONE}: changed here, and deleted\n\n" if ci == "github" else "")
         + f"Updating to template version {HEAD[1:]}\n"
     )
     assert "\nAction needed since 0.2.0:\n\n* A `datetime` column " in message

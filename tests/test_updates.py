@@ -525,30 +525,42 @@ def test_changes_of_the_templates_files_are_conflicts_and_an_update_can_be_taken
     template = shutil.copytree(history, tmp_path / "template")
     service = owned.duplicate(tmp_path / "service", template).folder
     change("ruff.toml", "100", "90")(service)
-    drop("src/my_service/dbkit/sizing.py")(service)
+    drop("src/my_service/dbkit/__init__.py")(service)
+    add("src/my_service/dbkit/errors.py", "# Ours.\n")(service)
     commit_all(service)
     change("template/ruff.toml", "100", "120")(template)
-    add(f"{PACKAGE}/dbkit/sizing.py", "# More.\n")(template)
+    add(f"{PACKAGE}/dbkit/__init__.py", "# More.\n")(template)
+    move(f"{PACKAGE}/dbkit/errors.py", f"{PACKAGE}/dbkit/news.py")(template)
     add(f"{PACKAGE}/dbkit/news.py", "# New.\n")(template)
     commit_all(template, tag="v100.0.0")
     text = (ROOT / "docs" / "updating.md").read_text(encoding="utf-8")
     (listing,) = re.findall("`(git diff --name.*?)`", text)
     (taking_back,) = re.findall("`(git reset.*?)`", text)
 
-    preview = documented("git worktree add")
+    plain = documented("git worktree add --quiet --detach ../plain")
+    ours = run(service, "bash", "-c", plain, variables={"PATH": PATH, "GIT_PAGER": "cat"}).stdout
+
+    assert re.findall(r"^[+-].*", ours, re.MULTILINE) == [
+        "--- b/src/my_service/dbkit/errors.py",
+        "+++ a/src/my_service/dbkit/errors.py",
+        "+# Ours.",
+    ]
+
+    preview = documented("git worktree add --quiet --detach ../preview")
     shown = run(service, "bash", "-c", preview, variables={"PATH": PATH, "GIT_PAGER": "cat"}).stdout
 
     assert "+_commit: v100.0.0\n" in shown
     assert "+# New.\n" in shown
-    assert not (service.parent / "preview").exists()
+    assert [each for each in ("plain", "preview") if (service.parent / each).exists()] == []
     assert git(service, "worktree", "list", "--porcelain").count("worktree ") == 1
     assert git(service, "status", "--porcelain", "--ignored") == ""
 
     update(service)
 
     assert run(service, "bash", "-c", listing).stdout == "ruff.toml\n"
-    assert not (service / "src/my_service/dbkit/sizing.py").exists()
+    assert not (service / "src/my_service/dbkit/__init__.py").exists()
     assert (service / "src/my_service/dbkit/news.py").exists()
+    assert not (service / "src/my_service/dbkit/errors.py").exists()  # Git shows no conflict.
     run(service, "bash", "-c", taking_back)
     assert git(service, "status", "--porcelain") == ""
 
