@@ -92,10 +92,15 @@ def test_pyright_finds_nothing(render: Renderer, tmp_path: Path) -> None:
                 modules = [module for module in modules if "dbkit" not in module.parts]
             files += len(modules)
             config["include"] += [f"{variant.name}/{name}" for name in own.pop("include")]
+            (migrations,) = own.pop("executionEnvironments")
             assert own == {"typeCheckingMode": "strict", "pythonVersion": python_version}
             config["typeCheckingMode"] = own.pop("typeCheckingMode")
             environment = {"root": variant.name, "extraPaths": [f"{variant.name}/src"]}
-            config["executionEnvironments"].append(environment | own)
+            migrations["root"] = f"{variant.name}/{migrations['root']}"
+            config["executionEnvironments"] += [
+                environment | own | migrations | {"extraPaths": environment["extraPaths"]},
+                environment | own,
+            ]
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(config))
 
     done = run(tmp_path, BIN / "pyright", "--pythonpath", sys.executable, "--outputjson")

@@ -1,6 +1,7 @@
 """A catalogue of models goes through migrations, checks and sessions, on each engine."""
 
 import asyncio
+import json
 import shutil
 import subprocess
 import sys
@@ -93,8 +94,20 @@ def ruff(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def pyright(folder: Path) -> None:
+    """Check migrations as a service does, which is strict."""
+    of_service = KIT.parents[1] / "pyrightconfig.json.jinja"
+    config = json.loads(of_service.read_text().replace("{{ python_version }}", "3.11"))
+    (folder / "pyrightconfig.json").write_text(json.dumps(config | {"include": ["migrations"]}))
+    (folder / "src").mkdir()
+    shutil.copy(str(catalogue.__file__), folder / "src")  # A migration imports a type of it.
+    command = [Path(sys.executable).with_name("pyright"), "--pythonpath", sys.executable]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 async def test_it_goes_up_down_and_up_again_and_nothing_differs(
-    database: Database, models: catalogue.Catalogue
+    database: Database, models: catalogue.Catalogue, engine: str, tmp_path: Path
 ) -> None:
     said: list[str] = []
     path = await migrations.make(database, on_note=said.append)
@@ -103,6 +116,8 @@ async def test_it_goes_up_down_and_up_again_and_nothing_differs(
     assert not [each for each in said if "migrations.W" in each]
     for arguments in (["check", "--ignore", "INP001"], ["format", "--check"]):
         await asyncio.to_thread(ruff, *arguments, path)
+    if engine == "postgresql":  # It has most of the types.
+        await asyncio.to_thread(pyright, tmp_path)
 
     await migrations.migrate(database)
     await migrations.migrate(database, "zero")

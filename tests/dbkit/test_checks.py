@@ -82,7 +82,7 @@ async def test_a_server_that_is_down_is_an_error_and_the_next_database_is_checke
 async def test_one_database_for_two_histories_is_an_error_however_it_is_written(
     url: str, database_url: URL
 ) -> None:
-    again = database_url.set(host="localhost", username="other", query={"sslmode": "disable"})
+    again = database_url.set(host="localhost", query={"sslmode": "disable"})
     other = declare("analytics", url=again.render_as_string(hide_password=False))
 
     found = await findings(declare("orders", url=url), other)
@@ -91,8 +91,31 @@ async def test_one_database_for_two_histories_is_an_error_however_it_is_written(
         "database.E003",
         "analytics",
         "is the same database as orders: their migrations would mix",
-        "set ANALYTICS_DATABASE_URL to a database of its own",
+        "set ANALYTICS_DATABASE_URL to a database of its own, or to a search_path of its own",
     )
+
+
+async def test_schemas_of_one_database_are_databases_of_their_own(url: str) -> None:
+    """What counts is where migrations are noted, also in a schema that is not there yet."""
+    orders = declare("orders", url=url)
+    await migrations.make(orders)
+    await migrations.migrate(orders)
+    async with orders.open(), orders.engine.begin() as connection:
+        await connection.execute(text("CREATE SCHEMA analytics"))
+
+    found = await findings(
+        orders,
+        declare("analytics", url=f"{url}?search_path=analytics"),
+        declare("audit", url=f"{url}?search_path=audit"),
+        declare("again", url=f"{url}?options=-c%20search_path%3Danalytics"),
+        declare("shared", url=f"{url}?search_path=analytics,public"),
+    )
+
+    same = [(each.database, each.text) for each in found if each.id == "database.E003"]
+    assert same == [
+        ("again", "is the same database as analytics: their migrations would mix"),
+        ("shared", "is the same database as orders: their migrations would mix"),
+    ]
 
 
 async def test_one_file_for_two_histories_is_an_error(url: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dbkit import NAMING_CONVENTION, TYPES, Database, migrations
 from dbkit.checks import Finding, check
 from dbkit.urls import Dialect
 from sqlalchemy import (
+    URL,
     CheckConstraint,
     Column,
     Computed,
@@ -734,3 +735,51 @@ async def test_a_foreign_key_that_gets_another_name_goes_before_it_comes(shop: S
     new = ("children", reference("item_id", "items.id", name="new", index=True))
     await shop.become(("items",), new)
     await shop.back_and_forth(("items",), new)
+
+
+@on("postgresql")
+async def test_databases_may_be_schemas_of_one_database(shop: Shop) -> None:
+    """`migrate` makes the schema; tables of the search_path's other schemas are not its own."""
+    both = ("items", name_), ("notes", name_)
+    analytics = Shop("postgresql", f"{shop.url}?search_path=analytics")
+    await shop.become(*both)
+    await shop.run("INSERT INTO notes (id) VALUES (1)")
+
+    with pytest.MonkeyPatch.context() as patch:
+        folder = Path("analytics")
+        folder.mkdir()  # noqa: ASYNC240
+        patch.chdir(folder)
+        with pytest.raises(CommandError, match="the schema analytics of its search_path"):
+            await migrations.compare(analytics.database(*both))
+        change = await analytics.become(*both)
+        analytics.url += ",public"
+        gone = await analytics.become(("items", name_))
+        left = await analytics.write(("items", name_))
+
+    assert change.said[0] == "created schema analytics"
+    assert "  add table items" in change.said
+    assert "  remove table notes" in gone.said
+    assert left.said == []
+    assert (await shop.write(*both)).said == []
+    assert await shop.run("SELECT id FROM notes") == [(1,)]
+
+
+@on("postgresql")
+async def test_a_server_that_refuses_alembics_own_table_is_named_with_what_to_do(
+    shop: Shop, database_url: URL
+) -> None:
+    await shop.write(("items", name_))
+    name, password = database_url.database, "s3cret"
+    await shop.run(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
+    poor = database_url.set(username=name, password=password)
+    shop.url = poor.render_as_string(hide_password=False)
+
+    with pytest.raises(migrations.MigrationFailed) as caught:
+        await migrations.migrate(shop.database(("items", name_)))
+
+    first, reason, *rest = str(caught.value).splitlines()
+    assert first == "shop: it cannot be migrated"
+    assert reason == "  permission denied for schema public"
+    assert rest[-1] == (
+        "  the role may not do that: GRANT it, or migrate as the one that owns the tables"
+    )

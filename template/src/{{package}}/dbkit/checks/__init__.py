@@ -7,8 +7,9 @@ or `DEPLOY_CHECKS`. Ids are never used again for something else.
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from pathlib import Path
 
-from sqlalchemy import URL
+from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..budget import HINT, Claim, excesses, read_limits
 from ..database import Database
@@ -37,6 +38,12 @@ __all__ = [
     "check_variables",
 ]
 
+SCHEMA = text("""
+    SELECT coalesce(
+        (SELECT relnamespace::regnamespace::text FROM pg_class
+         WHERE oid = to_regclass('alembic_version')),
+        current_schema(), current_setting('search_path'))
+""")
 PORTS = {"postgresql": 5432, "mysql": 3306}
 
 Check = Callable[[Subject], AsyncIterable[Finding]]
@@ -62,7 +69,7 @@ DEPLOY_CHECKS: tuple[Check, ...] = (
 async def check(databases: Iterable[Database], *, deploy: bool = False) -> AsyncGenerator[Finding]:
     """Check settings, connections and schemas, and with `deploy` the servers."""
     variables = environment()
-    addresses: dict[object, Database] = {}
+    places: dict[object, Database] = {}
     claims: list[Claim] = []
     for database in databases:
         try:
@@ -71,19 +78,20 @@ async def check(databases: Iterable[Database], *, deploy: bool = False) -> Async
             for fault in error.faults:
                 yield Finding("database.E001", database.name, fault)
             continue
-        other = addresses.setdefault(address(settings.url), database)
-        if other is not database and other.base and database.base:
-            yield Finding(
-                "database.E003",
-                database.name,
-                f"is the same database as {other.name}: their migrations would mix",
-                f"set {database.env_prefix}URL to a database of its own",
-            )
-            continue
         engine = database.connecting(settings)
         try:
             async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as ours:
                 subject = Subject(database, settings, ours)
+                place = address(settings.url), await read_schema(ours)
+                other = places.setdefault(place, database)
+                if other is not database and other.base and database.base:
+                    yield subject.finding(
+                        "database.E003",
+                        f"is the same database as {other.name}: their migrations would mix",
+                        f"set {database.env_prefix}URL to a database of its own, or to a"
+                        " search_path of its own",
+                    )
+                    continue
                 for each in CHECKS + (DEPLOY_CHECKS if deploy else ()):
                     async for finding in run(each, subject):
                         yield finding
@@ -116,6 +124,13 @@ def address(url: URL) -> object:
     loopback = host.startswith("127.") or host == "::1"
     port = url.query.get("port") or url.port or PORTS[url.get_backend_name()]
     return "localhost" if loopback else host, str(port), url.database
+
+
+async def read_schema(connection: AsyncConnection) -> str | None:
+    """Say in which schema of a database migrations are noted; by `search_path`, it can have several."""
+    if connection.dialect.name != "postgresql":
+        return None
+    return await connection.scalar(SCHEMA)
 
 
 def check_variables(databases: Databases) -> list[Finding]:

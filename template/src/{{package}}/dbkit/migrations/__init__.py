@@ -1,8 +1,8 @@
 """Alembic, configured in code: one history per database, in `migrations/<name>/`."""
 
 from .connecting import LOCK_INTERVAL, connect
-from .failures import MigrationFailed
-from .history import DIRECTORY, Migration, history
+from .failures import DIRECTORY, MigrationFailed
+from .history import Migration, history
 from .running import fake, migrate, sql
 from .writing import Differences, compare, make, tidy
 

@@ -162,16 +162,14 @@ class Comparison:
         }
 
     def not_ours(self) -> set[tuple[str | None, str]]:
-        """Name tables that others keep: partitions, an extension's, those of a virtual table."""
+        """Name tables that others keep, by schema; None is the default one."""
         if self._not_ours is None and self.connection is not None:
             rows: list[Any] = []
             if self.database.dialect == "postgresql":
                 rows = [*self.connection.execute(postgresql.NOT_OURS)]
             elif self.database.dialect == "sqlite":
                 rows = [(None, name) for name in self.connection.scalars(VIRTUAL)]
-            self._not_ours = {
-                (schema if schema != self.default_schema else None, name) for schema, name in rows
-            }
+            self._not_ours = {(schema, name) for schema, name in rows}
         return self._not_ours or set()
 
     def include_name(self, name: str | None, kind: str, parents: Any) -> bool:

@@ -4,16 +4,19 @@ import asyncio
 import logging
 import re
 import sqlite3
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from alembic.util import CommandError
 from sqlalchemy import event, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util import await_only
 
 from ..database import Database
 from ..mysql import LONGEST_WAIT
+from .failures import explained
+from .postgresql import quoted
 from .sqlite import keep_what_a_rebuild_loses
 
 LOCK = 0x64626B6974  # "dbkit": the advisory lock that lets one process migrate at a time
@@ -24,8 +27,14 @@ RETURNS_ROWS = re.compile(r"\s*(SELECT|VALUES|WITH|TABLE|SHOW|EXPLAIN)\b", re.IG
 
 
 @asynccontextmanager
-async def connect(database: Database, *, alone: bool = False) -> AsyncGenerator[AsyncConnection]:
-    """Connect as a migration needs it: without a statement timeout, and `alone` if it writes."""
+async def connect(
+    database: Database, *, alone: bool = False, on_schema: Callable[[str], None] | None = None
+) -> AsyncGenerator[AsyncConnection]:
+    """Connect as a migration needs it: without a statement timeout, and `alone` if it writes.
+
+    If the schema is not there in which tables are to be made, it is created, and `on_schema` told
+    so; without `on_schema` that is a `CommandError`.
+    """
     settings = database.read_settings().model_copy(
         update={"statement_timeout": 0, "idle_in_transaction_timeout": 0}
     )
@@ -46,6 +55,17 @@ async def connect(database: Database, *, alone: bool = False) -> AsyncGenerator[
         log.setLevel(logging.WARNING)  # A service's engines log no warnings of the server.
         log.addFilter(is_news)
     async with engine.connect() as connection:
+        if schema := await missing_schema(connection):
+            if on_schema is None:
+                raise CommandError(
+                    f"{database.name}: the schema {schema} of its search_path is not there;"
+                    f" `manage.py migrate --database {database.name}` creates it"
+                )
+            with explained(database):
+                await connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}"))
+            await connection.commit()
+            connection.dialect.default_schema_name = schema
+            on_schema(f"created schema {schema}")
         if alone and database.dialect == "postgresql":
             # Of several that migrate at once, one does and the others wait, however long. In a
             # transaction apart: behind a pooler, a lock lasts no longer than that.
@@ -64,6 +84,21 @@ async def connect(database: Database, *, alone: bool = False) -> AsyncGenerator[
             )
             await connection.commit()
         yield connection
+
+
+async def missing_schema(connection: AsyncConnection) -> str | None:
+    """Name the schema in which tables are to be made, if it is not there.
+
+    PostgreSQL would make them in the next one of the `search_path`, or have none to make them in.
+    """
+    if connection.dialect.name != "postgresql":
+        return None
+    path: str = await connection.scalar(text("SHOW search_path")) or ""
+    first = path.partition(",")[0].strip(' "')
+    is_there = text("SELECT to_regnamespace(quote_ident(:name)) IS NOT NULL")
+    found = first in {"", "$user"} or await connection.scalar(is_there, {"name": first})
+    await connection.rollback()  # Alembic commits no transaction that it finds begun.
+    return None if found else first
 
 
 def is_news(record: logging.LogRecord) -> bool:

@@ -15,6 +15,8 @@ from ..errors import DatabaseError
 from ..failures import failure_of
 from ..sqlstates import sqlstate
 
+DIRECTORY = Path("migrations")  # in the project's folder
+
 SHOWN = 600
 """Characters of a statement that are shown."""
 
@@ -26,6 +28,8 @@ ADVICE = {
     "23505": "rows have the same value: make them differ first",
     "23514": "rows break the new constraint: mend them first",
     "2BP01": "something else needs it, e.g. a view: drop that first, and make it again after",
+    "3F000": "no schema of the search_path is there: create it first",
+    "42501": "the role may not do that: GRANT it, or migrate as the one that owns the tables",
     "42703": "the column is not there, or was renamed: name it as it is before this migration",
     "42704": "it is not there: name it as it is before this migration",
     "42P01": "the table is not there: name it as it is before this migration",
@@ -54,15 +58,16 @@ class MigrationFailed(CommandError):
 
 
 @contextmanager
-def explained(database: Database, folder: Path) -> Generator[None]:
-    """Turn an error that comes from a file of `folder` into `MigrationFailed`."""
+def explained(database: Database) -> Generator[None]:
+    """Turn an error of the server, or one from a migration's file, into `MigrationFailed`."""
     try:
         yield
     except (DatabaseError, CommandError):
         raise
     except Exception as error:
-        if place := place_in(folder, error):
-            raise MigrationFailed(explain(database, error, *place)) from error
+        place = place_in(DIRECTORY / database.name, error)
+        if place or isinstance(error, StatementError):
+            raise MigrationFailed(explain(database, error, *place or ("", ""))) from error
         raise
 
 
@@ -84,7 +89,8 @@ def explain(database: Database, error: Exception, line: str, function: str) -> s
     # Without values, which are people's data.
     reason = failure_of(error).reason if is_server else f"{type(error).__name__}: {error}"
     what = "the way back of a migration" if function == "downgrade" else "a migration"
-    text = [f"{database.name}: {what} failed at {line}", f"  {reason}".partition("\n")[0]]
+    failed = f"{what} failed at {line}" if line else "it cannot be migrated"
+    text = [f"{database.name}: {failed}", f"  {reason}".partition("\n")[0]]
     statement = getattr(error, "statement", None) or ""
     if statement.strip():
         text.append(textwrap.indent(textwrap.shorten(statement, SHOWN), "  "))

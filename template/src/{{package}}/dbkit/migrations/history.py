@@ -17,10 +17,9 @@ from sqlalchemy import Connection
 from ..database import Database
 from .comparing import Comparison
 from .connecting import connect
-from .failures import explained
+from .failures import DIRECTORY, explained
 
 ENVIRONMENT = Path(__file__).parents[1] / "alembic"
-DIRECTORY = Path("migrations")  # in the project's folder
 ZERO = "zero"  # Django's name for the state before the first migration
 LONGEST_REVISION = 32
 """Characters that fit in the column of Alembic's table."""
@@ -88,7 +87,7 @@ def read_scripts(database: Database, config: Config) -> ScriptDirectory:
     """Read the files of a history; `CommandError` if they are none."""
     folder = DIRECTORY / database.name
     script = ScriptDirectory.from_config(config)
-    with warnings.catch_warnings(record=True, action="always") as said, explained(database, folder):
+    with warnings.catch_warnings(record=True, action="always") as said, explained(database):
         try:
             script.get_heads()
         except KeyError as error:

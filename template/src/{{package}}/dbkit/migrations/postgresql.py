@@ -14,13 +14,15 @@ from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 from .statements import SqlOp
 
 NOT_OURS = text("""
-    SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    SELECT CASE WHEN NOT pg_table_is_visible(c.oid) THEN n.nspname END, c.relname
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'f') AND (
-        EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid)
+        pg_table_is_visible(c.oid) AND n.nspname <> current_schema()
+        OR EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid)
         OR EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass
                    AND objid = c.oid AND deptype = 'e'))
 """)
-"""Partitions, tables that inherit, and those of an extension."""
+"""Partitions, tables that inherit, an extension's, and those of the search_path's other schemas."""
 
 COLUMNS = text("""
     SELECT a.attrelid::regclass::text, quote_ident(a.attname), pg_get_expr(d.adbin, d.adrelid),

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from ..database import Database
 from .connecting import connect
 from .failures import explained
-from .history import DIRECTORY, ZERO, configure, find, heads, is_behind, known_heads, read_scripts
+from .history import ZERO, configure, find, heads, is_behind, known_heads, read_scripts
 
 
 async def migrate(
@@ -32,13 +32,13 @@ async def migrate(
     def run(connection: Connection) -> None:
         config = configure(database, connection=connection, on_step=stepped)
         script = read_scripts(database, config)
-        with explained(database, DIRECTORY / database.name):
+        with explained(database):
             if is_behind(database, script, known_heads(database, script, connection), target):
                 command.downgrade(config, "base" if target == ZERO else target)
             else:
                 command.upgrade(config, target)
 
-    async with connect(database, alone=True) as connection:
+    async with connect(database, alone=True, on_schema=on_step) as connection:
         await connection.run_sync(run)
     return steps
 
@@ -67,7 +67,7 @@ def sql(database: Database, target: str = "head") -> str:
     config = configure(database, output=io.StringIO())
     start, _, end = target.replace(ZERO, "base").rpartition(":")
     script = read_scripts(database, config)
-    with explained(database, DIRECTORY / database.name):
+    with explained(database):
         if is_behind(database, script, (start,) if start else (), end) and start:
             command.downgrade(config, f"{start}:{end}", sql=True)
         else:

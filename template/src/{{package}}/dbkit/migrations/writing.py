@@ -23,7 +23,8 @@ from sqlalchemy.engine import Dialect
 from ..database import Database
 from .comparing import find_changes, said
 from .connecting import connect
-from .history import DIRECTORY, configure, known_heads, next_revision, read_scripts
+from .failures import DIRECTORY
+from .history import configure, known_heads, next_revision, read_scripts
 from .limits import LIMITS, of_columns, of_indexes
 from .postgresql import quoted
 from .renames import Ask, of_kind, rename
@@ -118,7 +119,7 @@ async def make(
         )
         return path_of(written)
 
-    async with connect(database) as connection:
+    async with connect(database, on_schema=on_note) as connection:
         path = await connection.run_sync(run)
     if path:
         code = path.read_text("utf-8")
