@@ -12,7 +12,7 @@ import pytest
 import yaml
 from dbkit import template_version
 from owner import ANCHOR
-from releases import ROOT, Release, git, listed
+from releases import ROOT, Release, git, listed, notes
 from rendering import Renderer, commit_all
 from running import manage, run, running
 from test_install import UV
@@ -135,6 +135,55 @@ def test_check_says_whether_the_template_has_a_newer_release(
     assert template_version.describe(tmp_path) is None
     answers.unlink()
     assert template_version.describe(tmp_path) is None
+
+
+# ------------------------------------------------------------------------- what updates ask for
+
+# Code of an owner to which each command of these actions points.
+TO_DO = """\
+session.execute(text("COMMIT"))
+session.execute(text(f"alter table items add {column}"))
+{"expr": 'sum by (http_route) (rate(x{http_route="GET /items"}[5m]))'}
+sa.Enum("a", "b")
+Database("sales", "mysql")
+"""
+
+
+def actions() -> list[str]:
+    """List what the changelog asks of owners, since the first release."""
+    news = notes((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), "Unreleased")
+    earlier = (ROOT / "includes" / "earlier_actions.md").read_text(encoding="utf-8")
+    sections = re.findall(
+        r"^### Action needed\n(.*?)(?=^##|\Z)", f"{news}\n{earlier}", re.MULTILINE | re.DOTALL
+    )
+    return [
+        action for each in sections for action in re.split(r"^\* ", each, flags=re.MULTILINE)[1:]
+    ]
+
+
+def test_each_action_names_the_check_or_the_command_that_finds_it() -> None:
+    finds = r"`(grep |sed |gh |uv run ruff|manage\.py makemigrations|\w+\.[EW]\d{3}`)"
+
+    assert [action for action in actions() if not re.search(finds, action)] == []
+
+
+def test_commands_of_actions_find_what_is_left_to_do(
+    history: Path, render: Renderer, tmp_path: Path
+) -> None:
+    commands = [each for action in actions() for each in re.findall(r"`(grep [^`\n]+)`", action)]
+    answers = chosen("four-databases").answers
+    old = copy(history, tmp_path / "old", answers, "v0.2.0")
+    for folder in (next(old.glob("src/*/databases")), old / "migrations"):
+        (folder / "to_do.py").write_text(TO_DO)
+    (old / "deploy").mkdir(exist_ok=True)
+    (old / "deploy" / "service.yaml").write_text("replicas: 2\n")
+
+    def found(folder: Path) -> list[str]:
+        return [each for each in commands if run(folder, "bash", "-c", each).stdout]
+
+    assert len(commands) > 5
+    assert found(old) == commands
+    assert found(render(**answers).path) == []
 
 
 # ----------------------------------------------------------------------------- recorded answers
