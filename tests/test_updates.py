@@ -141,6 +141,7 @@ def test_check_says_whether_the_template_has_a_newer_release(
 
 # Code of an owner to which each command of these actions points.
 TO_DO = """\
+    except IntegrityError:
 session.execute(text("COMMIT"))
 session.execute(text(f"alter table items add {column}"))
 {"expr": 'sum by (http_route) (rate(x{http_route="GET /items"}[5m]))'}
