@@ -15,7 +15,7 @@ from dbkit.embedded import EmbeddedPostgres
 from mariadb import MariaDB
 from pool_proxy import Proxy
 from pooler import pgbouncer
-from sqlalchemy import URL, event, text
+from sqlalchemy import URL, Connection, event, text
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from waiting import until
 
@@ -77,6 +77,28 @@ async def by_raw_connection(database: Database, statement: str) -> None:
     async with database.engine.connect() as connection:
         raw: Any = await connection.get_raw_connection()
         await raw.driver_connection.execute(statement)
+
+
+async def by_cursor(database: Database, statement: str) -> None:
+    async with database.driver_connection() as driver, driver.cursor() as cursor:
+        await cursor.execute(statement)
+
+
+async def by_raw_cursor(database: Database, statement: str) -> None:
+    async with database.engine.connect() as connection:
+        raw: Any = await connection.get_raw_connection()
+        async with raw.driver_connection.cursor() as cursor:
+            await cursor.execute(statement)
+
+
+async def by_adapters_cursor(database: Database, statement: str) -> None:
+    def work(connection: Connection) -> None:
+        cursor = connection.connection.cursor()
+        cursor.execute(statement)
+        cursor.close()
+
+    async with database.engine.begin() as connection:
+        await connection.run_sync(work)
 
 
 WAYS = [
@@ -518,22 +540,45 @@ async def test_behind_pgbouncer_nothing_is_left_on_a_connection_of_its_own(
         ("USE mysql", "SELECT DATABASE() = 'mysql'"),
         ("CREATE TEMPORARY TABLE mine (a int)", "SELECT (SELECT a FROM mine) IS NULL"),
         ("PREPARE mine FROM 'SELECT 1'", "EXECUTE mine"),
+        ("EXECUTE IMMEDIATE 'SET @x = 5'", "SELECT @x IS NOT NULL"),
+        ("SELECT LAST_INSERT_ID(77)", "SELECT LAST_INSERT_ID() = 77"),
     ],
 )
 async def test_on_mariadb_the_next_caller_finds_nothing(
     mariadb: MariaDB, statement: str, question: str
 ) -> None:
-    async def by_cursor(database: Database, statement: str) -> None:
-        async with database.driver_connection() as driver, driver.cursor() as cursor:
-            await cursor.execute(statement)
-
     async with opened(await asyncio.to_thread(mariadb.new_database), "mysql") as database:
-        for way in (by_session, by_execute, by_engine, by_cursor):
+        for way in (
+            by_session,
+            by_execute,
+            by_engine,
+            by_cursor,
+            by_raw_cursor,
+            by_adapters_cursor,
+        ):
             await way(database, statement)
 
             async with database.session() as session:
                 with suppress(DBAPIError):  # There is no such table, no such statement.
                     assert not await session.scalar(text(question)), way
+
+
+async def test_on_mariadb_what_is_set_for_the_next_transaction_is_not_the_next_callers(
+    mariadb: MariaDB,
+) -> None:
+    async with opened(await asyncio.to_thread(mariadb.new_database), "mysql") as database:
+        await by_execute(database, "CREATE TABLE one (n int)")
+        for way in (by_session, by_execute, by_reader, by_engine, by_cursor, by_raw_cursor):
+            await way(database, "SET TRANSACTION READ ONLY")
+
+            await by_session(database, "INSERT INTO one VALUES (1)")
+        lost = database.pool.counters.lost
+        async with database.session() as session:
+            await session.connection(execution_options={"isolation_level": "SERIALIZABLE"})
+        async with database.session() as session:
+            await session.execute(text("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"))
+            await session.execute(text("SELECT 1"))
+        assert database.pool.counters.lost == lost  # Those are over with their transactions.
 
 
 async def test_on_mariadb_a_lock_of_tables_is_not_handed_on(mariadb: MariaDB) -> None:
@@ -551,6 +596,7 @@ async def test_on_mariadb_a_lock_of_tables_is_not_handed_on(mariadb: MariaDB) ->
         ("PRAGMA foreign_keys = OFF", "PRAGMA foreign_keys", 1),
         ("PRAGMA busy_timeout = 7", "PRAGMA busy_timeout", 5000),
         ("PRAGMA query_only = ON", "PRAGMA query_only", 0),
+        ("CREATE VIEW temp.mine AS SELECT 1", "SELECT count(*) FROM temp.sqlite_schema", 0),
         ("CREATE TEMP TABLE mine (a)", "SELECT count(*) FROM temp.sqlite_schema", 0),
         ("ATTACH ':memory:' AS other", "SELECT count(*) FROM pragma_database_list", 1),
     ],
@@ -559,8 +605,9 @@ async def test_on_sqlite_the_next_caller_finds_nothing(
     tmp_path: Path, statement: str, question: str, expected: int
 ) -> None:
     async with opened(f"sqlite:///{tmp_path / 'shop.sqlite3'}", "sqlite") as database:
-        for way in (by_execute, by_driver, by_engine):
-            if way is by_engine and statement.startswith(("PRAGMA foreign", "ATTACH")):
+        for way in (by_execute, by_driver, by_engine, by_raw_connection, by_adapters_cursor):
+            in_transaction = way in {by_engine, by_adapters_cursor}
+            if in_transaction and statement.startswith(("PRAGMA foreign", "ATTACH")):
                 continue  # Not in a transaction.
             await way(database, statement)
 

@@ -18,6 +18,7 @@ from shop import Item, fill
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
 
 pytestmark = pytest.mark.anyio
 
@@ -50,6 +51,11 @@ def on(*engines: str) -> pytest.MarkDecorator:
 
 async def names(database: Database) -> list[str]:
     return list(await database.reader.scalars(select(Item.name).order_by(Item.id)))
+
+
+async def driver_of(scope: Scope) -> Any:
+    connection = scope if isinstance(scope, AsyncConnection) else await scope.connection()
+    return (await connection.get_raw_connection()).driver_connection
 
 
 async def insert_new(scope: Scope) -> None:
@@ -92,6 +98,18 @@ async def flush_fails_in_a_savepoint(_: Database, session: AsyncSession) -> None
         await flush_fails(_, session)
 
 
+async def flush_fails_in_run_sync(_: Database, session: AsyncSession) -> None:
+    def work(sync: Session) -> None:
+        with sync.begin_nested():
+            sync.add(Item(name="new"))
+            sync.flush()
+            with suppress(IntegrityError):
+                sync.add(Item(name="lamp"))
+                sync.flush()
+
+    await session.run_sync(work)
+
+
 async def statement_is_cancelled(database: Database, scope: Scope) -> None:
     await insert_new(scope)
     with suppress(TimeoutError):
@@ -101,14 +119,40 @@ async def statement_is_cancelled(database: Database, scope: Scope) -> None:
 
 async def driver_rolls_back(_: Database, scope: Scope) -> None:
     await insert_new(scope)
-    connection = scope if isinstance(scope, AsyncConnection) else await scope.connection()
-    driver: Any = (await connection.get_raw_connection()).driver_connection
-    await driver.execute("ROLLBACK")
+    await (await driver_of(scope)).execute("ROLLBACK")
+
+
+async def script_commits(_: Database, scope: Scope) -> None:
+    """As sqlite3's `executescript()` does before its first statement."""
+    await scope.execute(text("INSERT INTO parts (item_id) VALUES (1)"))
+    await (await driver_of(scope)).executescript("SELECT 1")
+
+
+async def statement_commits(_: Database, scope: Scope) -> None:
+    await scope.execute(text("INSERT INTO parts (item_id) VALUES (1)"))
+    await scope.execute(text("ANALYZE TABLE items"))
+    with suppress(TransactionAborted):  # It would begin another transaction.
+        await scope.execute(insert(Item).values(name="after"))
+
+
+async def procedure_commits(database: Database, scope: Scope) -> None:
+    await database.execute(text("DROP PROCEDURE IF EXISTS ends"))
+    await database.execute(text("CREATE PROCEDURE ends() BEGIN COMMIT; SELECT 1; END"))
+    await scope.execute(text("INSERT INTO parts (item_id) VALUES (1)"))
+    await scope.execute(text("CALL ends()"))
+    with suppress(TransactionAborted):
+        await scope.execute(insert(Item).values(name="after"))
 
 
 async def autocommit_is_set(_: Database, scope: Scope) -> None:
     await insert_new(scope)
     await scope.execute(text("SET autocommit = 1"))
+
+
+async def autocommit_is_set_first(_: Database, scope: Scope) -> None:
+    await scope.execute(text("SET autocommit = 1"))
+    with suppress(TransactionAborted):  # It would be committed at once.
+        await scope.execute(insert(Item).values(name="after"))
 
 
 async def conflict_rolls_back(_: Database, scope: Scope) -> None:
@@ -180,8 +224,12 @@ CORE: list[tuple[Act, tuple[str, ...]]] = [
     (text_fails, POSTGRESQL),
     (rows_fail_later, POSTGRESQL),
     (statement_is_cancelled, ENGINES),
-    (driver_rolls_back, ("postgresql", "sqlite")),
+    (driver_rolls_back, ("sqlite",)),
+    (script_commits, ("sqlite",)),
+    (statement_commits, MYSQL),
+    (procedure_commits, MYSQL),
     (autocommit_is_set, MYSQL),
+    (autocommit_is_set_first, MYSQL),
     (conflict_rolls_back, ("sqlite",)),
     (trigger_rolls_back, ("sqlite",)),
     (deadlock, MYSQL),
@@ -190,6 +238,7 @@ CORE: list[tuple[Act, tuple[str, ...]]] = [
 ORM: list[tuple[Act, tuple[str, ...]]] = [
     (flush_fails, ENGINES),
     (flush_fails_in_a_savepoint, ENGINES),
+    (flush_fails_in_run_sync, ENGINES),
 ]
 
 
@@ -337,6 +386,54 @@ async def test_the_ends_of_transactions_are_not_for_text(shop: Database, word: s
     for way in WAYS:
         with pytest.raises(InvalidRequestError, match=f"shop: {word} is not for SQL text"):
             await way(shop, lambda _, scope: scope.execute(text(word)))
+
+
+@on(*POSTGRESQL)
+@pytest.mark.parametrize("words", ["COMMIT", "ROLLBACK", "SELECT 1; /* and */ END; SELECT 2"])
+async def test_the_drivers_own_text_ends_no_transaction_of_another(
+    shop: Database, words: str
+) -> None:
+    async def act(_: Database, scope: Scope) -> None:
+        await insert_new(scope)
+        await (await driver_of(scope)).execute(words)
+
+    for way in WAYS:
+        with pytest.raises(InvalidRequestError, match="is not for SQL text"):
+            await way(shop, act)
+    async with shop.driver_connection() as driver, driver.transaction():
+        with pytest.raises(InvalidRequestError, match="is not for SQL text"):
+            await driver.execute(words)
+        await driver.execute("SELECT 'COMMIT'; SELECT 1 AS commit; -- ; COMMIT")
+    assert await names(shop) == ["lamp", "chair"]
+
+
+@on(*MYSQL)
+@pytest.mark.parametrize("word", ["BEGIN", "START TRANSACTION", "COMMIT AND CHAIN"])
+async def test_a_cursor_of_the_drivers_own_begins_no_other_transaction(
+    shop: Database, word: str
+) -> None:
+    async def act(_: Database, scope: Scope) -> None:
+        await insert_new(scope)
+        async with (await driver_of(scope)).cursor() as cursor:
+            await cursor.execute(word)
+
+    for way in WAYS:
+        with pytest.raises(InvalidRequestError, match="is not for SQL text"):
+            await way(shop, act)
+    assert await names(shop) == ["lamp", "chair"]
+
+
+@on(*ENGINES)
+async def test_a_text_is_one_statement(shop: Database) -> None:
+    """Of a second one's errors SQLAlchemy tells nobody."""
+    statement = "INSERT INTO items (label, quantity) VALUES ('{}', 1)"
+    both = text(f"{statement.format('new')}; {statement.format('lamp')}")
+    for way in WAYS:
+        with pytest.raises(DBAPIError):
+            await way(shop, lambda _, scope: scope.execute(both))
+    with pytest.raises(DBAPIError):
+        await shop.execute(both)
+    assert await names(shop) == ["lamp", "chair"]
 
 
 @on(*MYSQL)
@@ -605,6 +702,20 @@ async def test_a_transaction_of_the_drivers_own_is_not_said_to_be_done(
     async with shop.driver_connection() as driver:
         with pytest.raises(TransactionAborted, match="by: SELECT 1/0"):
             await act(driver)
+
+    assert await names(shop) == ["lamp", "chair"]
+
+
+@on("postgresql", "pgbouncer")
+async def test_a_commit_before_other_statements_is_refused(shop: Database) -> None:
+    async with shop.driver_connection() as driver:
+        await driver.execute("BEGIN; INSERT INTO items (label, quantity) VALUES ('new', 1)")
+        with suppress(Exception):
+            await driver.execute("SELECT 1/0")
+        with pytest.raises(InvalidRequestError, match="shop: this way to COMMIT"):
+            await driver.execute("COMMIT; SELECT 1")
+        await driver.execute("ROLLBACK; BEGIN; SELECT 'COMMIT; '; SELECT 1")
+        await driver.execute("COMMIT /* ; */ ; -- and no more")
 
     assert await names(shop) == ["lamp", "chair"]
 

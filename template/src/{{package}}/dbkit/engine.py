@@ -251,7 +251,7 @@ def connect_args(
     # Behind the server's own timeout, which keeps the connection: for a server that is frozen.
     fence = settings.statement_timeout + FENCE if settings.statement_timeout else None
     if settings.url.get_backend_name() == "mysql":
-        return mysql.connect_args(name, label, settings, fence)
+        return mysql.connect_args(name, label, settings, fence, pooled=pooled)
     arguments: dict[str, Any] = {
         "timeout": settings.connect_timeout + FENCE,  # `connect_within` is first.
         "command_timeout": fence,

@@ -18,8 +18,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from . import credentials
 from .failures import parameters_of
 from .pool import FairPool
+from .session_state import Left, on_mysql
 from .settings import DatabaseSettings
-from .transactions import BLANKS, Failure, aborted, name_of, refuse_after_failure
+from .transactions import (
+    BLANKS,
+    CONTROL,
+    REFUSED,
+    Failure,
+    aborted,
+    name_of,
+    refuse_after_failure,
+)
 
 KILL_TIMEOUT = 5.0
 """Seconds in which what a cancelled caller left is stopped, or else runs to its own timeout."""
@@ -40,6 +49,9 @@ COMMITS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 """Statements before which the server commits what there is."""
+OF_A_TRANSACTION = re.compile(BLANKS + r"SET\s+TRANSACTION\b", re.IGNORECASE | re.DOTALL)
+LONGEST_READ = 5_000
+"""Characters that are looked at of a statement with its values."""
 VALUES = re.compile(r"['\"(\d]")
 IMPLICIT_COMMIT = """\
 {name}: {statement} would commit what this transaction has done so far, and is no part of it
@@ -56,11 +68,11 @@ LONGEST_WAIT = 31_536_000
 
 
 def connect_args(
-    name: str, label: str, settings: DatabaseSettings, fence: float | None
+    name: str, label: str, settings: DatabaseSettings, fence: float | None, *, pooled: bool
 ) -> dict[str, Any]:
     """Translate the settings to asyncmy's arguments; `fence` in seconds is for a frozen server."""
     return {
-        "async_creator_fn": opener(name),
+        "async_creator_fn": opener(name, migrates=not pooled),
         "connect_timeout": settings.connect_timeout,
         "read_timeout": fence,
         "program_name": label,  # in performance_schema.session_connect_attrs
@@ -130,8 +142,13 @@ class CheckedConnection(Driver):
     """What may have undone the transaction."""
     begun = False
     """Whether a transaction of SQLAlchemy's has begun, and has not been ended."""
+    migrates = False
     patience: float | None = None
     """Seconds to wait for the server's next bytes."""
+    left = Left.NOTHING
+    noted = False
+    """Whether SQLAlchemy has told of the next statement, before there were values in it."""
+    _statement = ""
 
     @property
     def is_undone(self) -> bool:
@@ -144,19 +161,47 @@ class CheckedConnection(Driver):
         if self.failure and self.failure.error is original:
             self.failure = failure
 
+    def note(self, statement: str, left: Left) -> None:
+        """Note what a statement leaves on the connection."""
+        # In AUTOCOMMIT, SET TRANSACTION is for the next transaction, whoever begins it.
+        if not (self.begun and OF_A_TRANSACTION.match(statement)):
+            self.left = max(self.left, left)
+
     async def query(self, sql: Any, unbuffered: bool = False) -> Any:
-        """Run a statement: the server says whether there is a transaction after it."""
+        """Run a statement."""
         parent: Any = super()
+        if self.noted:
+            self.noted = False
+        else:
+            self._look_at(sql[:LONGEST_READ])
+        self._statement = sql
         before: bool = self.get_transaction_status()
         try:
-            found = await parent.query(sql, unbuffered)
+            return await parent.query(sql, unbuffered)
         except Exception as error:
             if (before or self.begun) and not self.is_undone and undoes(number(error), sql):
                 self.failure = Failure(outline(sql), error)
             raise
-        if before and self.begun and not self.get_transaction_status() and not self.is_undone:
-            self.failure = Failure(outline(sql))  # It has committed, or rolled back.
-        return found
+
+    def _look_at(self, sql: str) -> None:
+        """Note, or refuse, what comes by a cursor of the driver's own."""
+        if self.begun and (found := CONTROL.match(sql)):
+            message = REFUSED.format(name=self.database_name, statement=found[1].upper())
+            raise InvalidRequestError(message)
+        if left := on_mysql(sql):
+            self.note(sql, left)
+
+    async def _read_query_result(self, unbuffered: bool = False) -> None:
+        """Read a result, in which the server says whether there is a transaction after it."""
+        parent: Any = super()
+        before: bool = self.get_transaction_status()
+        await parent._read_query_result(unbuffered)  # noqa: SLF001 -- ours
+        if not unbuffered:  # asyncmy keeps the old one when there is neither that nor AUTOCOMMIT.
+            self.server_status = self._result.server_status
+        if not self.begun or self.is_undone or self.migrates:
+            return
+        if self.get_autocommit() or (before and not self.get_transaction_status()):
+            self.failure = Failure(outline(self._statement))  # It has committed, or rolled back.
 
     async def begin(self) -> None:
         """Begin."""
@@ -201,14 +246,21 @@ class CheckedConnection(Driver):
         return bool(on)
 
 
-def opener(name: str) -> Callable[..., Any]:
-    """Make the function that connects to database `name`."""
+def opener(name: str, *, migrates: bool = False) -> Callable[..., Any]:
+    """Make the function that connects to database `name`.
+
+    Only what `migrates` may send several statements in one text, for it looks what becomes of the
+    second: SQLAlchemy does not. And only there a statement may commit what came before it.
+    """
+    flag: int = import_module("asyncmy.constants.CLIENT").MULTI_STATEMENTS
     bases = (CheckedConnection, import_module("asyncmy.connection").Connection)
-    made: Any = type("CheckedConnection", bases, {"database_name": name})
+    made: Any = type("CheckedConnection", bases, {"database_name": name, "migrates": migrates})
 
     async def connect(*, read_timeout: float | None, **arguments: Any) -> Any:
         connection = made(**arguments)
         connection.patience = read_timeout
+        if not migrates:
+            connection._client_flag &= ~flag  # noqa: SLF001 -- no argument of it takes one off
         await connection.connect()
         return connection
 

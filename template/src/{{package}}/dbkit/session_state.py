@@ -37,7 +37,7 @@ POSTGRESQL_STATE = re.compile(
     r"|create\s+(?:or\s+replace\s+)?(?:(?:global|local)\s+)?temp(?:orary)?\b(?![^;]*\bon\s+commit\s+drop\b)"
     r"|create\b[^;(]*\bpg_temp\b"
     r")"
-    r"|\bset_config\s*\((?![^()]*,\s*true\s*\))"
+    r"|\bset_config\"?\s*\((?![^()]*,\s*true\s*\))"
     r"|\bpg_(?:try_)?advisory_lock(?:_shared)?\b"
     r"|\binto\s+(?:(?:global|local)\s+)?temp(?:orary)?\b"
     r"|\b(?:setseed|dblink_connect\w*)\s*\(",
@@ -53,22 +53,23 @@ MYSQL_SKIPPED = re.compile(
 )
 MYSQL_ALTERED = re.compile(
     START + r"(?:"
-    r"set\s+(?!transaction\b|statement\b|password\b|global\s+(?![^;]*,)|persist)"
+    r"set\s+(?!statement\b|password\b|global\s+(?![^;]*,)|persist)"
     r"|create\s+(?:or\s+replace\s+)?temporary\b|lock\s+tables?\b|use\b|prepare\b|handler\b|xa\b"
-    r"|flush\s+tables?\b|backup\b"
+    r"|flush\s+tables?\b|backup\b|execute\s+immediate\b"
     r")"
-    r"|\bget_lock\s*\(|(?<![@\w])@\w+\s*:=|\binto\s+@|\bcall\b[^;]*(?<!@)@\w|\bload\s+data\b[^;]*@",
+    r"|\bget_lock\s*\(|\blast_insert_id\s*\(\s*[^\s)]|(?<![@\w])@[\w']+\s*:=|\binto\s+@"
+    r"|\bcall\b[^;]*(?<!@)@[\w']|\bload\s+data\b[^;]*@",
     FLAGS,
 )
 
 SQLITE_SKIPPED = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'", re.DOTALL)
 SQLITE_ALTERED = re.compile(
     START + r"(?:"
-    r"attach\b|detach\b|create\s+temp(?:orary)?\b"
-    r"|pragma\s+(?:\w+\.)?\w+\s*="
+    r"attach\b|detach\b|create\s+temp(?:orary)?\b|create\b[^;(]*\btemp\s*\."
+    r"|pragma\b[^;(]*="
     r"|pragma\s+(?:\w+\.)?(?!table_|index_|foreign_key_|integrity_check|quick_check|wal_checkpoint"
-    r"|optimize|incremental_vacuum)\w+\s*\("
-    r")|\bload_extension\s*\(|\bcreate\s+table\s+temp\.",
+    r"|optimize|incremental_vacuum)[^.;(]+\("
+    r")|\bload_extension\s*\(",
     FLAGS,
 )
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from threading import Thread
 from typing import Any
 
+from .session_state import LEAVES, Left
 from .transactions import Failure, aborted
 
 CHUNK = 64
@@ -26,6 +27,7 @@ class CheckedConnection(Driver):
     """What has rolled the transaction back: `ON CONFLICT ROLLBACK`, a full disk, ..."""
     begun = False
     """Whether a transaction of SQLAlchemy's has begun, and has not been ended."""
+    left = Left.NOTHING
 
     @property
     def is_undone(self) -> bool:
@@ -59,6 +61,8 @@ class CheckedConnection(Driver):
             return await parent._execute(function, *args, **options)  # noqa: SLF001 -- ours
         before: bool = self.in_transaction
         statement = args[0] if args and isinstance(args[0], str) else ""
+        if left := LEAVES["sqlite"][statement]:
+            self.left = max(self.left, left)
         try:
             result = await parent._execute(function, *args, **options)  # noqa: SLF001 -- ours
         except sqlite3.Error as error:

@@ -17,7 +17,8 @@ from typing import Any
 from sqlalchemy import TwoPhaseTransaction
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, PendingRollbackError
-from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, SessionTransaction
 
 from .errors import DatabaseError, TransactionAborted
 from .lines import raising_lines
@@ -136,22 +137,10 @@ def name_of(context: Any) -> str:
     return name
 
 
-class CheckedSession(AsyncSession):
-    """SQLAlchemy's session, whose transactions and savepoints do not end undone in silence."""
+class CheckedTransaction(SessionTransaction):
+    """A transaction or a savepoint that does not end undone in silence."""
 
-    def begin(self) -> AsyncSessionTransaction:
-        """Begin a transaction."""
-        return CheckedTransaction(self)
-
-    def begin_nested(self) -> AsyncSessionTransaction:
-        """Begin a savepoint."""
-        return CheckedTransaction(self, nested=True)
-
-
-class CheckedTransaction(AsyncSessionTransaction):
-    """A transaction or a savepoint of a `CheckedSession`."""
-
-    async def __aexit__(
+    def __exit__(
         self,
         type_: type[BaseException] | None,
         value: BaseException | None,
@@ -160,7 +149,7 @@ class CheckedTransaction(AsyncSessionTransaction):
         """End it. An error of the body is not hidden by one of the ROLLBACK after it."""
         undone = self._undone() if value is None else None
         try:
-            await super().__aexit__(type_, value, traceback)
+            super().__exit__(type_, value, traceback)
         except PendingRollbackError:
             if value is None:  # The connection is gone.
                 undone = aborted(self._database, self._failure(), self._what)
@@ -182,19 +171,33 @@ class CheckedTransaction(AsyncSessionTransaction):
 
     def _undone(self) -> TransactionAborted | None:
         """Say what undid it: SQLAlchemy ends one whose flush has failed without a word."""
-        ours, session = self.sync_transaction, self.session.sync_session
-        if ours is None or ours.is_active:
+        if self.is_active:
             return None
-        if ours in {session.get_transaction(), session.get_nested_transaction()}:
-            error: BaseException | None = getattr(ours, "_rollback_exception", None)
+        if self in {self.session.get_transaction(), self.session.get_nested_transaction()}:
+            error: BaseException | None = getattr(self, "_rollback_exception", None)
             failure = Failure(getattr(error, "statement", None) or "", error)
             return aborted(self._database, failure, self._what)
         return None  # Its owner has ended it.
 
     def _failure(self) -> Failure | None:
         """Find what failed on a connection that is gone."""
-        ours = self.sync_transaction
-        for connection in ours.connections if ours else ():
+        for connection in self.connections:
             if found := vars(connection).get("failure"):
                 return found
         return None
+
+
+class SyncCheckedSession(Session):
+    """The session within a `CheckedSession`, which `run_sync()` hands out."""
+
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        """Begin a transaction, or a savepoint."""
+        transaction = super().begin(nested)
+        transaction.__class__ = CheckedTransaction  # SQLAlchemy makes it by its own name.
+        return transaction
+
+
+class CheckedSession(AsyncSession):
+    """SQLAlchemy's session, whose transactions and savepoints do not end undone in silence."""
+
+    sync_session_class = SyncCheckedSession

@@ -129,8 +129,13 @@ def statement_note(dialect: str) -> Callable[[Any, str], None]:
     verdicts = LEAVES[dialect]
 
     def note(cursor: Any, statement: str) -> None:
-        if left := verdicts[statement]:
-            driver = cursor._adapt_connection._connection  # noqa: SLF001 -- told nowhere else
+        left = verdicts[statement]
+        driver = cursor._adapt_connection._connection  # noqa: SLF001 -- told nowhere else
+        if dialect == "mysql":
+            driver.noted = True
+            if left:
+                driver.note(statement, left)
+        elif left:
             if hasattr(driver, "note"):
                 driver.note(statement)
             else:
