@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
 import pytest
-from dbkit.programs import PACKAGES, Package, how_to_install
+from dbkit.commands.programs import PACKAGES, Package, how_to_install
 from rendering import ROOT
 
 FOLDERS = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])

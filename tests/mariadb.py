@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import asyncmy
 import trustme
-from dbkit.embedded import MARIADB_PROGRAMS, MARIADB_TEST_SETTINGS, EmbeddedMariadb
+from dbkit.commands.embedded import MARIADB_PROGRAMS, MARIADB_TEST_SETTINGS, EmbeddedMariadb
 from debian import find_mysqld, find_program
 from running import PATIENCE, free_port
 from sqlalchemy import URL

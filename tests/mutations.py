@@ -41,69 +41,71 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     Mutation(
         "a ROLLBACK is taken for a COMMIT",
-        "postgresql.py",
+        "engines/postgresql.py",
         'if status == "ROLLBACK" and',
         "if False and",
     ),
     Mutation(
         "a transaction that a cancellation undid ends in silence",
-        "transactions.py",
+        "engines/transactions.py",
         "            if value is None:  # The connection is gone.",
         "            if value is not None:",
     ),
     Mutation(
         "a session ends in silence after a flush that failed",
-        "transactions.py",
+        "engines/transactions.py",
         "if self.is_active:",
         "if True:",
         choice="sqlite",
     ),
     Mutation(
         "a session commits whatever its code raised",
-        "transactions.py",
+        "engines/transactions.py",
         "super().__exit__(type_, value, traceback)",
         "super().__exit__(None, None, None)",
         choice="sqlite",
     ),
     Mutation(
         "what comes after a transaction was undone is run",
-        "transactions.py",
+        "engines/transactions.py",
         "    raise aborted(name_of(context), driver.failure)",
         "    return None",
         choice="sqlite",
     ),
     Mutation(
         "SQLite's own rollback goes unnoticed",
-        "sqlite.py",
+        "engines/sqlite.py",
         "if before and self._is_alive() and not self.in_transaction:",
         "if False:",
         choice="sqlite",
     ),
     Mutation(
         "SQLite begins no transaction",
-        "engine.py",
+        "database/engine.py",
         'connection.exec_driver_sql("BEGIN IMMEDIATE")',
         "pass",
         choice="sqlite",
     ),
-    Mutation("a deadlock undoes nothing", "mysql.py", "1213,  # deadlock", "", choice="mariadb"),
+    Mutation(
+        "a deadlock undoes nothing", "engines/mysql.py", "1213,  # deadlock", "", choice="mariadb"
+    ),
     Mutation(
         "MariaDB commits what came after a deadlock",
-        "mysql.py",
+        "engines/mysql.py",
         "if failure and (self.is_undone or",
         "if failure and False and (self.is_undone or",
         choice="mariadb",
     ),
     Mutation(
         "MariaDB commits each statement",
-        "mysql.py",
+        "engines/mysql.py",
         'autocommit(level == "AUTOCOMMIT")',
         "autocommit(True)",
         choice="mariadb",
     ),
     Mutation(
         "a request goes on without its client",
-        "disconnects.py",
+        "web/disconnects.py",
         'request.task.cancel("the client has left")',
         "pass",
     ),
@@ -117,7 +119,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a connection is handed on in its transaction",
-        "pool/drivers.py",
+        "engines/drivers.py",
         "        if is_in_transaction() and not in_sandbox:",
         "        if False:",
         "tests/dbkit/test_clean_connections.py",
@@ -125,7 +127,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a cancellation is lost beside an answer",
-        "mysql.py",
+        "engines/mysql.py",
         "async def _fill_buffer(",
         "async def _fill(",
         "tests/dbkit/test_mysql.py",
@@ -133,7 +135,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the driver's fetch() may COMMIT",
-        "postgresql.py",
+        "engines/postgresql.py",
         "if (found := ENDS.match(query)) and",
         "if (found := ENDS.match(query)) and False and",
         TRANSACTIONS,
@@ -141,7 +143,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a transaction that the driver ended is committed",
-        "postgresql.py",
+        "engines/postgresql.py",
         'if query == "COMMIT;" and',
         "if False and",
         TRANSACTIONS,
@@ -149,7 +151,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a statement that commits goes unnoticed",
-        "mysql.py",
+        "engines/mysql.py",
         "self.server_status = self._result.server_status",
         "pass",
         TRANSACTIONS,
@@ -157,7 +159,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a second statement of a text is lost",
-        "mysql.py",
+        "engines/mysql.py",
         "        if not migrates:",
         "        if False:",
         TRANSACTIONS,
@@ -165,7 +167,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a savepoint in run_sync ends in silence",
-        "transactions.py",
+        "engines/transactions.py",
         "transaction.__class__ = CheckedTransaction",
         "pass",
         TRANSACTIONS,
@@ -173,7 +175,7 @@ MUTATIONS = [
     ),
     Mutation(
         "COMMIT is for SQL text",
-        "transactions.py",
+        "engines/transactions.py",
         "if not context.is_text or",
         "if True or",
         TRANSACTIONS,
@@ -213,7 +215,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a connection counts for the request that began its task",
-        "usage.py",
+        "pool/usage.py",
         "Use(task, current(), now",
         "Use(task, __import__('dbkit').context.inherited(), now",
         CONTEXT,
@@ -221,7 +223,7 @@ MUTATIONS = [
     ),
     Mutation(
         "background tasks end with the client",
-        "middleware.py",
+        "web/middleware.py",
         "request.watched = False  #",
         "pass  #",
         CONTEXT,
@@ -229,7 +231,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a WebSocket does not end",
-        "middleware.py",
+        "web/middleware.py",
         "        finally:\n            request.ended = True\n\n",
         "        finally:\n            pass\n\n",
         WEBSOCKETS,
@@ -237,7 +239,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a task that has ended is not let go",
-        "detectors.py",
+        "telemetry/leaks.py",
         "self._pool().usage.let_go(use)",
         "pass",
         LOST,
@@ -245,7 +247,7 @@ MUTATIONS = [
     ),
     Mutation(
         "nobody sends for the garbage collector",
-        "detectors.py",
+        "telemetry/leaks.py",
         "            gc.collect()\n",
         "            pass\n",
         LOST,
@@ -253,7 +255,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a holder pays for a time in which the loop stood",
-        "detectors.py",
+        "telemetry/leaks.py",
         "held -= sum(",
         "held -= 0 * sum(",
         BLOCKED,
@@ -269,7 +271,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a look-up is made twice at a time",
-        "aside.py",
+        "settings/threads.py",
         "_pending.get(key)",
         "None",
         SHARED,

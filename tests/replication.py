@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres, find_binaries
+from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres, find_binaries
 from running import free_port
 from sqlalchemy import URL
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "template" / "src" / "{{package}}"))
 
 from annotated_types import Ge, Le  # noqa: E402
-from dbkit.settings import DatabaseSettings  # noqa: E402
+from dbkit.settings.database import DatabaseSettings  # noqa: E402
 
 PAGE = ROOT / "docs" / "databases.md"
 HEAD = "| variable | default | bounds | |\n| --- | --- | --- | --- |\n"

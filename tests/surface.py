@@ -25,11 +25,12 @@ KIT = ROOT / "template" / "src" / "{{package}}" / "dbkit"
 sys.path.insert(0, str(KIT.parent))
 
 import dbkit  # noqa: E402 -- it is in the template
-from dbkit import commands, testing  # noqa: E402
+from dbkit import testing  # noqa: E402
+from dbkit.commands import command_line as commands  # noqa: E402
 from dbkit.pool import FairPool  # noqa: E402
-from dbkit.prometheus import metrics_router  # noqa: E402
-from dbkit.service_settings import ServiceSettings  # noqa: E402
-from dbkit.settings import Declared  # noqa: E402
+from dbkit.settings.database import Declared  # noqa: E402
+from dbkit.settings.service import ServiceSettings  # noqa: E402
+from dbkit.web.prometheus import metrics_router  # noqa: E402
 
 LOGGERS = """
 import importlib, logging, pkgutil

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres, find_binaries
-from dbkit.settings import DatabaseSettings
+from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres, find_binaries
+from dbkit.settings.database import DatabaseSettings
 from debian import find_program
 from mariadb import MariaDB
 from pooler import running_pgbouncer

@@ -16,8 +16,9 @@ import pytest
 import settings_table
 import typer
 import yaml
-from dbkit import Databases, sizing
-from dbkit.commands import manage
+from dbkit import Databases
+from dbkit.commands.command_line import manage
+from dbkit.telemetry import sizing
 from rendering import ROOT
 from running import run
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres
+from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres
 from running import RunningService, free_port, manage, running, wait_until, write_and_read
 
 DATA_FILE = """\

@@ -50,7 +50,7 @@ def fail() -> None:
 
 @cli.command()
 async def none() -> None:
-    from orders.dbkit.logs import JsonFormatter
+    from orders.dbkit.web.logs import JsonFormatter
     line = logging.LogRecord("orders", 20, "", 0, "hello", (), None)
     print(JsonFormatter().format(line))
 

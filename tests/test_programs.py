@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dbkit.embedded import MARIADB_PROGRAMS
-from dbkit.programs import how_to_install
+from dbkit.commands.embedded import MARIADB_PROGRAMS
+from dbkit.commands.programs import how_to_install
 from debian import PROGRAMS, find_program
 from rendering import ROOT
 

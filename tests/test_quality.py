@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from dbkit import commands
-from dbkit.service_settings import ServiceSettings
-from dbkit.settings import DatabaseSettings
+from dbkit.commands import command_line as commands
+from dbkit.settings.database import DatabaseSettings
+from dbkit.settings.service import ServiceSettings
 from packaging.specifiers import SpecifierSet
 from rendering import ROOT, Renderer, Service
 from running import run

@@ -18,7 +18,7 @@ import jinja2
 import pytest
 from copier import run_copy, run_recopy, run_update
 from copier.errors import UserMessageError
-from dbkit.checks import check_template
+from dbkit.commands.checks import check_template
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jinja2.sandbox import SandboxedEnvironment

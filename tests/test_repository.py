@@ -74,24 +74,6 @@ def test_services_run_the_actions_that_are_kept_new_here() -> None:
     assert theirs <= actions(WORKFLOWS)
 
 
-def test_design_names_every_module_of_the_kit() -> None:
-    kit = ROOT / "template" / "src" / "{{package}}" / "dbkit"
-    table = (
-        (ROOT / "docs" / "design.md").read_text().partition("| module |")[2].partition("\n\n")[0]
-    )
-    named: list[str] = []
-    for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
-        folder = ""
-        for name in re.findall(r"`([\w./]+)`", row):  # `pool/waiters.py`, `connections.py`
-            folder = name.rpartition("/")[0] or folder
-            named.append(name if "/" in name or not folder else f"{folder}/{name}")
-
-    packages = {f"{path.parent.name}/" for path in kit.glob("*/*.py")}
-    modules = {path.name for path in kit.glob("*.py")} - {"__init__.py"}
-    pool = {f"pool/{path.name}" for path in kit.glob("pool/*.py")} - {"pool/__init__.py"}
-    assert sorted(named) == sorted(packages | modules | pool)
-
-
 def test_contributing_says_what_each_test_promises() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres
+from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres
 from owner import edit
 from releases import ROOT, git, listed
 from rendering import commit_all

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dbkit import template_version
+from dbkit.commands import template_version
 from owner import ANCHOR
 from releases import ROOT, Release, git, listed, notes
 from rendering import Renderer, commit_all

@@ -31,9 +31,9 @@ sys.path[:0] = [
     str(ROOT / "tests"),
 ]
 
-from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres  # noqa: E402
-from dbkit.engine import create_engine  # noqa: E402
-from dbkit.settings import DatabaseSettings  # noqa: E402
+from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres  # noqa: E402
+from dbkit.database.engine import create_engine  # noqa: E402
+from dbkit.settings.database import DatabaseSettings  # noqa: E402
 from mixed_statements import Base, run  # noqa: E402
 from pooler import find_pgbouncer, pgbouncer  # noqa: E402
 from sqlalchemy import URL, text  # noqa: E402

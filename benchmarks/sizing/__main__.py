@@ -26,11 +26,11 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "template" / "src" / "{{package}}"))
 
-from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres  # noqa: E402
-from dbkit.engine import create_engine  # noqa: E402
+from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres  # noqa: E402
+from dbkit.database.engine import create_engine  # noqa: E402
 from dbkit.pool import FairPool  # noqa: E402
-from dbkit.settings import DatabaseSettings  # noqa: E402
-from dbkit.sizing import Load, mean_wait, wait  # noqa: E402
+from dbkit.settings.database import DatabaseSettings  # noqa: E402
+from dbkit.telemetry.sizing import Load, mean_wait, wait  # noqa: E402
 from sqlalchemy import URL, text  # noqa: E402
 
 RATE = 150.0  # callers per second

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "template" / "src" / "{{package}}"))
 
-from dbkit.sizing import Load, mean_wait, wait  # noqa: E402
+from dbkit.telemetry.sizing import Load, mean_wait, wait  # noqa: E402
 
 DOCS = HERE.parents[1] / "docs"
 PICTURE = DOCS / "images" / "sizing.svg"

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "template" / "src" / "{{package}}"))
 
 import sqlalchemy  # noqa: E402
-from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres  # noqa: E402
+from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres  # noqa: E402
 from sqlalchemy import URL, NullPool  # noqa: E402
 from sqlalchemy.ext.asyncio import create_async_engine  # noqa: E402
 from sqlalchemy.schema import CreateSchema  # noqa: E402

@@ -36,7 +36,7 @@ sys.path[:0] = [
     str(REPOSITORY / "tests"),
 ]
 
-from dbkit.embedded import EmbeddedPostgres  # noqa: E402
+from dbkit.commands.embedded import EmbeddedPostgres  # noqa: E402
 from sqlalchemy import URL, make_url  # noqa: E402
 from sqlalchemy.ext.asyncio import create_async_engine  # noqa: E402
 

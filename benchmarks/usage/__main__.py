@@ -22,15 +22,9 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "template" / "src" / "{{package}}"))
 
 import httpx  # noqa: E402
-from dbkit import (  # noqa: E402
-    Database,
-    Databases,
-    DatabaseSettings,
-    disconnects,
-    install,
-    session_from,
-)
-from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres  # noqa: E402
+from dbkit import Database, Databases, DatabaseSettings, install, session_from  # noqa: E402
+from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres  # noqa: E402
+from dbkit.web import disconnects  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 from sqlalchemy import make_url, select  # noqa: E402
 from sqlalchemy.ext.asyncio import AsyncSession  # noqa: E402

@@ -16,7 +16,7 @@ if str(KIT) not in sys.path:
     sys.path.insert(0, str(KIT))
 
 from dbkit import Database  # noqa: E402
-from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres  # noqa: E402
+from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres  # noqa: E402
 from pooler import pgbouncer  # noqa: E402
 from shop import fill  # noqa: E402
 

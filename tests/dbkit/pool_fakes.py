@@ -13,9 +13,9 @@ from typing import Any, ParamSpec
 
 import pytest
 from dbkit import DatabaseSettings
+from dbkit.engines.drivers import RESET
+from dbkit.engines.session_state import Left
 from dbkit.pool import FairPool
-from dbkit.pool.drivers import RESET
-from dbkit.session_state import Left
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 
 import pytest
-from dbkit import Database, PoolOverloaded, detectors
-from dbkit.timeouts import within
+from dbkit import Database, PoolOverloaded
+from dbkit.pool.timeouts import within
+from dbkit.telemetry import leaks as detectors
 from pool_fakes import FakeServer, VirtualLoop, give, in_virtual_time, outcomes, queue, settle, take
 from sqlalchemy import text
 from waiting import until

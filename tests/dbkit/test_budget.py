@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from dbkit import Database, Databases, DatabaseSettings, checks
-from dbkit.budget import Claim, Limits, excesses, read_limits
-from dbkit.checks import Finding
-from dbkit.embedded import EmbeddedPostgres
-from dbkit.engine import create_engine
+from dbkit import Database, Databases, DatabaseSettings
+from dbkit.commands import checks
+from dbkit.commands.checks import Finding
+from dbkit.commands.embedded import EmbeddedPostgres
+from dbkit.database.budget import Claim, Limits, excesses, read_limits
+from dbkit.database.engine import create_engine
 from rendering import ROOT
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine

@@ -12,9 +12,10 @@ from typing import Any
 import catalogue
 import pytest
 from conftest import KIT
-from dbkit import Database, migrations
-from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres
-from dbkit.urls import Dialect
+from dbkit import Database
+from dbkit.commands import migrations
+from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres
+from dbkit.settings.urls import Dialect
 from debian import find_postgresql
 from sqlalchemy import inspect, text
 

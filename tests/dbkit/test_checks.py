@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
-from dbkit import Database, Databases, migrations
-from dbkit.checks import Finding, check, check_variables
-from dbkit.urls import Dialect
+from dbkit import Database, Databases
+from dbkit.commands import migrations
+from dbkit.commands.checks import Finding, check, check_variables
+from dbkit.settings.urls import Dialect
 from sqlalchemy import URL, Column, ForeignKey, String, Text, func, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from dbkit import Database
-from dbkit.embedded import EmbeddedPostgres
+from dbkit.commands.embedded import EmbeddedPostgres
 from mariadb import MariaDB
 from pool_proxy import Proxy
 from pooler import pgbouncer

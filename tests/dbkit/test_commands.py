@@ -14,8 +14,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from dbkit.embedded import EmbeddedPostgres
-from dbkit.shells import shell_mysql
+from dbkit.commands.embedded import EmbeddedPostgres
+from dbkit.commands.shells import shell_mysql
 from debian import find_program
 from httpx import AsyncClient, HTTPError
 from mariadb import MariaDB

@@ -7,8 +7,9 @@ from typing import Any
 
 import anyio
 import pytest
-from dbkit import Database, Databases, context, disconnects, install
-from dbkit.usage import NO_ROUTE
+from dbkit import Database, Databases, context, install
+from dbkit.pool.usage import NO_ROUTE
+from dbkit.web import disconnects
 from fastapi import BackgroundTasks, FastAPI, Request, Response
 from sqlalchemy import text
 from starlette.types import Message, Scope

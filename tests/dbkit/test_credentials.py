@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from dbkit import Database, DatabaseSettings, NotConfigured, Unreachable, migrations
-from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres
-from dbkit.settings import read_settings
+from dbkit import Database, DatabaseSettings, NotConfigured, Unreachable
+from dbkit.commands import migrations
+from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres
+from dbkit.settings.database import read_settings
 from debian import find_program
 from pooler import pgbouncer
 from replication import give

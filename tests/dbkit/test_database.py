@@ -12,15 +12,7 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import pytest
-from dbkit import (
-    Database,
-    Databases,
-    NotConfigured,
-    NotOpen,
-    Unreachable,
-    install,
-    session_from,
-)
+from dbkit import Database, Databases, NotConfigured, NotOpen, Unreachable, install, session_from
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 from sqlalchemy import URL, text

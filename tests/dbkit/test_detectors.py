@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 from dbkit import Database, Databases, DatabaseSettings, PoolTimeout, install, session_from
-from dbkit.detectors import IDLE_HOLD, QUIET, Detectors
-from dbkit.watchdog import Watchdog
+from dbkit.telemetry.event_loop import Watchdog
+from dbkit.telemetry.leaks import IDLE_HOLD, QUIET, Detectors
 from fastapi import FastAPI
 from marked import line_marked
 from pool_proxy import Proxy

@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 import uvicorn
-from dbkit import Database, Databases, disconnects, install, session_from
+from dbkit import Database, Databases, install, session_from
 from dbkit.context import shield
-from dbkit.middleware import RequestMiddleware
+from dbkit.web import disconnects
+from dbkit.web.middleware import RequestMiddleware
 from fastapi import BackgroundTasks, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from sqlalchemy import URL, text

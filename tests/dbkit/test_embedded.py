@@ -15,9 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import dbkit.embedded
+import dbkit.commands.embedded
 import pytest
-from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres, find_binaries
+from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres, find_binaries
 from dbkit.errors import EmbeddedFailed
 from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError
@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the tests use pidfd_open")
 
-KIT = Path(dbkit.embedded.__file__).parent
+KIT = Path(dbkit.commands.embedded.__file__).parent
 PREAMBLE = f"""
 import os, sys, types
 # The package without its __init__, which takes a second to import all else.

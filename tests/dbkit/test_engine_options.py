@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from dbkit import Database, NotConfigured
-from dbkit.checks import check
+from dbkit.commands.checks import check
 from mariadb import Server
 from pooler import pgbouncer
 from sqlalchemy import JSON, URL, literal, select, text

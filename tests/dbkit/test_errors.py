@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from dbkit import Database, DatabaseError, NotConfigured, NotOpen, PoolTimeout, Unreachable
-from dbkit.embedded import EmbeddedFailed
+from dbkit.commands.embedded import EmbeddedFailed
 from running import free_port
 from shop import Item
 from sqlalchemy import exc, select, text

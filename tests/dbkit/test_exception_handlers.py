@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import dbkit.engine
+import dbkit.database.engine
 import pytest
 from dbkit import DATABASE_RESPONSES, Database, Databases, Unreachable, install, session_from
-from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres
-from dbkit.exception_handlers import database_failed
+from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres
+from dbkit.web.problems import database_failed
 from fastapi import FastAPI, Request
 from httpx import ASGITransport, AsyncClient, Response
 from pydantic import BaseModel
@@ -421,7 +421,7 @@ def stopped(process: int) -> Generator[None]:
 async def test_a_server_that_freezes_is_503(
     database_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dbkit.engine, "FENCE", 0.1)
+    monkeypatch.setattr(dbkit.database.engine, "FENCE", 0.1)
     variables = {"DATABASE_STATEMENT_TIMEOUT": "0.1", "DATABASE_POOL_SIZE": "1"}
     async with Service().running(database_url, tmp_path / "audit", **variables) as service:
         async with service.primary.engine.connect() as connection:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from conftest import KIT
 from dbkit import Database, Databases, install
-from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres
+from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres
+from dbkit.database.probe import Probe
+from dbkit.database.signals import notice_sigterm
 from dbkit.errors import Unreachable
-from dbkit.health import Probe, notice_sigterm
 from dbkit.pool import breaker
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient, HTTPError, Response
@@ -210,7 +211,7 @@ async def test_a_backend_that_freezes_is_left_for_another_and_blocks_no_route(
     database = declare(database_url, min_ready=0)
     async with asyncio.timeout(30), serve(database) as client:
         await database.probe.stop()
-        monkeypatch.setattr("dbkit.health.TIMEOUT", 0.2)
+        monkeypatch.setattr("dbkit.database.probe.TIMEOUT", 0.2)
         probe = Probe("orders", database.engine)
         await probe.ask()
         async with database.engine.connect() as connection:

@@ -9,7 +9,7 @@ import pytest
 from alembic.util import CommandError
 from conftest import KIT
 from dbkit import Database
-from dbkit.inspectdb import inspect
+from dbkit.commands.inspectdb import inspect
 from sqlalchemy import URL, select
 
 LEGACY = """
@@ -105,7 +105,7 @@ async def test_without_sqlacodegen_it_says_how_to_run_it_once(
     def find_nothing(_name: str) -> None:
         return None
 
-    monkeypatch.setattr("dbkit.inspectdb.find_spec", find_nothing)
+    monkeypatch.setattr("dbkit.commands.inspectdb.find_spec", find_nothing)
 
     with pytest.raises(CommandError, match=r"uv run --with sqlacodegen manage\.py inspectdb"):
         await inspect(Database("legacy", "postgresql"))

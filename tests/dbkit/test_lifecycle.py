@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from dbkit import Database, Databases, PoolClosed, Unreachable, engine
-from dbkit.sqlstates import sqlstate
+from dbkit import Database, Databases, PoolClosed, Unreachable
+from dbkit.database import engine
+from dbkit.engines.sqlstates import sqlstate
 from running import free_port
 from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError

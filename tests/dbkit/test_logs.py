@@ -13,7 +13,7 @@ import httpx
 import pytest
 from conftest import KIT
 from dbkit.errors import NotConfigured
-from dbkit.settings import read_full_tracebacks, read_log_format
+from dbkit.settings.database import read_full_tracebacks, read_log_format
 from running import PATIENCE, free_port, wait_until
 from small_service import SERVICE
 from websockets.exceptions import ConnectionClosed

@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any
 
 import pytest
-from dbkit import Database, Databases, detectors, install
-from dbkit.detectors import Detectors
+from dbkit import Database, Databases, install
+from dbkit.telemetry import leaks as detectors
+from dbkit.telemetry.leaks import Detectors
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from marked import line_marked

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from alembic.util import CommandError
-from dbkit import NAMING_CONVENTION, TYPES, Database, migrations
-from dbkit.checks import Finding, check
-from dbkit.urls import Dialect
+from dbkit import NAMING_CONVENTION, TYPES, Database
+from dbkit.commands import migrations
+from dbkit.commands.checks import Finding, check
+from dbkit.settings.urls import Dialect
 from sqlalchemy import (
     URL,
     CheckConstraint,

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from alembic.util import CommandError
 from conftest import KIT
-from dbkit import NAMING_CONVENTION, Database, migrations
-from dbkit.urls import Dialect
+from dbkit import NAMING_CONVENTION, Database
+from dbkit.commands import migrations
+from dbkit.settings.urls import Dialect
 from sqlalchemy import ForeignKey, MetaData, String, inspect, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column

@@ -9,9 +9,10 @@ from uuid import uuid4
 
 import pytest
 import trustme
-from dbkit import TYPES, Database, Databases, NotConfigured, checks, migrations
+from dbkit import TYPES, Database, Databases, NotConfigured
+from dbkit.commands import checks, migrations
+from dbkit.engines.sqlstates import answer, is_retryable, sqlstate
 from dbkit.errors import Unreachable
-from dbkit.sqlstates import answer, is_retryable, sqlstate
 from dbkit.testing.sandbox import Sandbox
 from mariadb import PASSWORD, Server
 from running import PATIENCE
@@ -223,7 +224,7 @@ async def test_a_cancellation_that_comes_together_with_the_answer_is_not_lost(
 async def test_what_nobody_waits_for_stops_in_the_server_and_frees_its_locks(
     url: str, monkeypatch: pytest.MonkeyPatch, *, cancelled: bool
 ) -> None:
-    monkeypatch.setattr("dbkit.engine.FENCE", 0.5)
+    monkeypatch.setattr("dbkit.database.engine.FENCE", 0.5)
     timeout = 0 if cancelled else 0.5
     declared = Database("primary", "mysql", url=url, pool_size=2, statement_timeout=timeout)
     asleep = text("SELECT count(*) FROM information_schema.processlist WHERE info LIKE '%(987)'")

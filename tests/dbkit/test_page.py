@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from dbkit import Database, Databases, install, session_from
-from dbkit.page import Pages
-from dbkit.page.access import DEVELOPMENT
+from dbkit.web.access import DEVELOPMENT
+from dbkit.web.page import Pages
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 from sqlalchemy import URL, text

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from dbkit import Database, migrations
-from dbkit.checks import Finding, check
-from dbkit.embedded import EmbeddedPostgres
+from dbkit import Database
+from dbkit.commands import migrations
+from dbkit.commands.checks import Finding, check
+from dbkit.commands.embedded import EmbeddedPostgres
 from mixed_statements import Base, run
 from pooler import pgbouncer
 from sqlalchemy import URL, text

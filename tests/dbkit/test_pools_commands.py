@@ -8,7 +8,7 @@ from threading import Thread
 import pytest
 import uvicorn
 from dbkit import Databases, install
-from dbkit.pools_commands import cli, describe
+from dbkit.commands.pools import cli, describe
 from fastapi import FastAPI
 from typer.testing import CliRunner, Result
 

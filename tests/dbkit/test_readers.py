@@ -6,7 +6,7 @@ from typing import Annotated, assert_type
 
 import pytest
 from dbkit import Database, Databases, Reader, ReadOnly, install, reader_from
-from dbkit.readers import is_plain
+from dbkit.database.readers import is_plain
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 from shop import Item

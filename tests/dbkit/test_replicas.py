@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from dbkit import Database, Databases, NotConfigured, ReadOnly, install, session_from
-from dbkit.checks import check
-from dbkit.engine import hosts
-from dbkit.replicas import History, source
-from dbkit.urls import Dialect, parse_url
+from dbkit.commands.checks import check
+from dbkit.database.engine import hosts
+from dbkit.database.replicas import History, source
+from dbkit.settings.urls import Dialect, parse_url
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 from replication import Server
@@ -400,7 +400,7 @@ async def test_a_write_whose_position_cannot_be_asked_is_answered(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is committed is committed; the client reads the primary for a while."""
-    monkeypatch.setattr("dbkit.replicas.END", text("SELECT no_such_function()"))
+    monkeypatch.setattr("dbkit.database.replicas.END", text("SELECT no_such_function()"))
     async with opened(pair) as databases, serving(*databases) as client:
         await write(databases[0])
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 from dbkit import Databases, NotConfigured
-from dbkit.service_settings import ServiceSettings, read_service_settings
-from dbkit.settings import environment
+from dbkit.settings.database import environment
+from dbkit.settings.service import ServiceSettings, read_service_settings
 from rendering import ROOT
 
 

@@ -1,7 +1,7 @@
 """Which statements leave something on their connection, by their text."""
 
 import pytest
-from dbkit.session_state import LEAVES, Left
+from dbkit.engines.session_state import LEAVES, Left
 from sqlalchemy import Column, Integer, MetaData, Table, func, select, true
 from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.schema import CreateTable

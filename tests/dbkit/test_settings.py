@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from dbkit import Database, Databases, DatabaseSettings, NotConfigured
-from dbkit.settings import Declared, environment, misspelt, read_settings
+from dbkit.settings.database import Declared, environment, misspelt, read_settings
 from hypothesis import given
 from hypothesis import strategies as st
 

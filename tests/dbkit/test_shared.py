@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from conftest import KIT
-from dbkit import Database, DatabaseSettings, aside
+from dbkit import Database, DatabaseSettings
+from dbkit.settings import threads as aside
 from sqlalchemy import URL, make_url, text
 from waiting import until
 

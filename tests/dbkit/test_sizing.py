@@ -6,7 +6,7 @@ from heapq import heappop, heappush
 from math import factorial, inf, sqrt
 
 import pytest
-from dbkit.sizing import Load, advise, mean_wait, probability_of_wait, variation_of, wait
+from dbkit.telemetry.sizing import Load, advise, mean_wait, probability_of_wait, variation_of, wait
 from hypothesis import given
 from hypothesis import strategies as st
 from pool_fakes import FakeServer, give, in_virtual_time, take

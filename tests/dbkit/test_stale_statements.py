@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from dbkit import Database
-from dbkit.sqlstates import is_stale
+from dbkit.engines.sqlstates import is_stale
 from shop import Item, fill
 from sqlalchemy import URL, Row, insert, select, text
 from sqlalchemy.exc import NotSupportedError

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 from dbkit import Database, Databases, PoolTimeout, install
-from dbkit.metrics import METRICS, POOL, TIMES, split
-from dbkit.prometheus import Collector, underscores
-from dbkit.usage import NO_ROUTE, OTHERS
+from dbkit.pool.usage import NO_ROUTE, OTHERS
+from dbkit.telemetry.metrics import METRICS, POOL, TIMES, split
+from dbkit.web.prometheus import Collector, underscores
 from fastapi import FastAPI
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider

@@ -8,14 +8,14 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from dbkit import programs
-from dbkit.database import Database
-from dbkit.databases import Databases
-from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres, find_binaries
+from dbkit.commands import programs
+from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres, find_binaries
+from dbkit.database.database import Database
+from dbkit.database.databases import Databases
+from dbkit.settings.urls import Dialect, parse_url
 from dbkit.testing.cleaning import Cleaner
 from dbkit.testing.folder import run_parent
 from dbkit.testing.homes import HOMES, refuse_configured, start_server
-from dbkit.urls import Dialect, parse_url
 from mariadb import MariaDB
 from marked import line_marked
 from rendering import Renderer

@@ -4,7 +4,8 @@ import asyncio
 import os
 
 import pytest
-from dbkit import Database, disconnects
+from dbkit import Database
+from dbkit.web import disconnects
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from shop import fill

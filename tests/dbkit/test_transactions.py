@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import pytest
 from asyncpg import DivisionByZeroError  # pyright: ignore[reportMissingTypeStubs]  # It has none.
 from dbkit import Database, Databases, TransactionAborted, install, session_from
-from dbkit.sqlstates import sqlstate
+from dbkit.engines.sqlstates import sqlstate
 from dbkit.testing.sandbox import Sandbox
 from fastapi import BackgroundTasks, FastAPI, Request, Response, WebSocket
 from fastapi.responses import StreamingResponse

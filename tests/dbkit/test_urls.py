@@ -1,7 +1,7 @@
 """URLs as platforms write them."""
 
 import pytest
-from dbkit.urls import Dialect, parse_url
+from dbkit.settings.urls import Dialect, parse_url
 
 SECRET = "s3cret"  # noqa: S105 -- what no message may show
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
-from dbkit import Database, Databases, DatabaseSettings, install, session_from, usage
-from dbkit.lines import waiting_lines
-from dbkit.pool import FairPool
+from dbkit import Database, Databases, DatabaseSettings, install, session_from
+from dbkit.callsites import waiting_lines
+from dbkit.pool import FairPool, usage
 from fastapi import APIRouter, Depends, FastAPI
 from marked import line_marked
 from sqlalchemy import URL, Connection, event, exc, text

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import uvicorn
-from dbkit import Database, Databases, context, detectors, install, session_from
-from dbkit.usage import NO_ROUTE
+from dbkit import Database, Databases, context, install, session_from
+from dbkit.pool.usage import NO_ROUTE
+from dbkit.telemetry import leaks as detectors
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession

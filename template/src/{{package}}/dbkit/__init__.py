@@ -8,13 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .app import install
+    from .commands.outside import opened
     from .context import job
-    from .database import Database
-    from .databases import Databases
-    from .dependencies import reader_from, session_from
+    from .database.database import Database
+    from .database.databases import Databases
+    from .database.readers import Reader
+    from .engines.metadata import NAMING_CONVENTION, TYPES
     from .errors import (
         DatabaseError,
+        Holder,
         NotConfigured,
         NotOpen,
         PoolClosed,
@@ -24,12 +26,10 @@ if TYPE_CHECKING:
         TransactionAborted,
         Unreachable,
     )
-    from .exception_handlers import DATABASE_RESPONSES, Problem, problem
-    from .metadata import NAMING_CONVENTION, TYPES
-    from .outside import opened
-    from .readers import Reader
-    from .settings import DatabaseSettings
-    from .usage import Holder
+    from .settings.database import DatabaseSettings
+    from .web.dependencies import reader_from, session_from
+    from .web.install import install
+    from .web.problems import DATABASE_RESPONSES, Problem, problem
 
 __all__ = [
     "DATABASE_RESPONSES",
@@ -59,12 +59,13 @@ __all__ = [
 ]
 
 _MODULES = {
-    "install": "app",
+    "install": "web.install",
     "job": "context",
-    "Database": "database",
-    "Databases": "databases",
-    "reader_from": "dependencies",
-    "session_from": "dependencies",
+    "opened": "commands.outside",
+    "Database": "database.database",
+    "Databases": "database.databases",
+    "reader_from": "web.dependencies",
+    "session_from": "web.dependencies",
     "DatabaseError": "errors",
     "NotConfigured": "errors",
     "NotOpen": "errors",
@@ -74,15 +75,14 @@ _MODULES = {
     "ReadOnly": "errors",
     "TransactionAborted": "errors",
     "Unreachable": "errors",
-    "DATABASE_RESPONSES": "exception_handlers",
-    "Problem": "exception_handlers",
-    "problem": "exception_handlers",
-    "NAMING_CONVENTION": "metadata",
-    "TYPES": "metadata",
-    "opened": "outside",
-    "Reader": "readers",
-    "DatabaseSettings": "settings",
-    "Holder": "usage",
+    "DATABASE_RESPONSES": "web.problems",
+    "Problem": "web.problems",
+    "problem": "web.problems",
+    "NAMING_CONVENTION": "engines.metadata",
+    "TYPES": "engines.metadata",
+    "Reader": "database.readers",
+    "DatabaseSettings": "settings.database",
+    "Holder": "errors",
 }
 
 

@@ -1,11 +1,55 @@
 """States of a database that stop a caller; each says which database, and what to do next."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import exc
 
-from .usage import Holder
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a connection at the moment."""
+
+    database: str
+    route: str | None
+    """`GET /items/{item_id}`; None outside a request."""
+    request_id: str | None
+    """`X-Request-ID`, else the trace of `traceparent`."""
+    task: str
+    """The name of its task."""
+    held: float
+    """Seconds since it took the connection."""
+    in_sql: float
+    """Seconds of these in which the database had something to do."""
+    statements: int
+    streams: bool
+    """Whether it fetches rows bit by bit, for which the database works between its statements."""
+    where: tuple[str, ...]
+    """Lines of the service where it is now, the innermost first."""
+    is_there: bool
+    """Whether it is; else, because its task has ended or runs in a thread, `where` is the line on
+    which it took the connection."""
+    ended: bool
+    """Whether its task has ended: then nothing will return the connection."""
+    use: Any
+    """Identifies the checkout."""
+
+    @property
+    def idle(self) -> float:
+        """Seconds in which it held the connection for nothing."""
+        return self.held - self.in_sql
+
+    def __str__(self) -> str:
+        name = self.route or f"task {self.task}"
+        text = f"{name} for {self.held:.2f} s, {self.in_sql:.2f} s of it in SQL"
+        if self.streams:
+            text += ", streaming rows"
+        if self.ended:
+            text += "; its task has ended"
+        if self.where:
+            text += f", {'now' if self.is_there else 'it was taken'} at {' <- '.join(self.where)}"
+        return f"{text} [{self.request_id}]" if self.request_id else text
 
 
 class DatabaseError(Exception):

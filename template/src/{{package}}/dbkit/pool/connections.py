@@ -5,7 +5,6 @@ never sees more of them than the limit.
 """
 
 import asyncio
-import logging
 import random
 from collections import deque
 from collections.abc import Callable
@@ -20,18 +19,19 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import greenlet_spawn
 
+from ..engines.drivers import closed_check, forget, left_check
+from ..engines.sqlstates import is_bug, sqlstate
 from ..errors import DatabaseError, Unreachable
-from ..settings import DatabaseSettings
-from ..sqlstates import is_bug, sqlstate
-from ..timeouts import within
-from ..usage import Usage
+from ..loggers import logger_named
+from ..settings.database import DatabaseSettings
 from .background import Background
 from .breaker import Breaker
-from .drivers import closed_check, forget, left_check
 from .slots import Slot, ping
 from .status import Counters
+from .timeouts import within
+from .usage import Usage
 
-logger = logging.getLogger(__name__)
+logger = logger_named("pool.connections")
 
 CLOSE_TIMEOUT = 1.0
 """Seconds that the server is given to close a connection before its socket is cut."""

@@ -21,15 +21,16 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from ..session_state import Left
-from ..settings import DatabaseSettings
-from ..usage import Holder, Use, holder_of, use_of
+from ..engines.drivers import ALTERED, BUSY, IN_TRANSACTION
+from ..engines.session_state import Left
+from ..errors import Holder
+from ..settings.database import DatabaseSettings
 from .background import Background
 from .connections import CLOSE_TIMEOUT, HEDGE_DELAY, Connections, Hooks
-from .drivers import ALTERED, BUSY, IN_TRANSACTION
 from .refusals import Refusals
 from .slots import Slot
 from .status import PoolStatus
+from .usage import Use, holder_of, use_of
 from .waiters import Waiter, WaitQueue
 
 MOST = 1000

@@ -1,19 +1,17 @@
 """What callers are told who get no connection, and what the log has of it."""
 
-import logging
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
-from ..errors import DatabaseError, PoolClosed, PoolOverloaded, PoolTimeout, Unreachable
-from ..usage import SHOWN_HOLDERS, Holder
+from ..errors import DatabaseError, Holder, PoolClosed, PoolOverloaded, PoolTimeout, Unreachable
+from ..loggers import logger_named
 from .background import Background
 from .breaker import Breaker
+from .status import PoolStatus
+from .usage import SHOWN_HOLDERS, Usage
 
-if TYPE_CHECKING:
-    from .fair_pool import FairPool
-
-logger = logging.getLogger(__name__)
+logger = logger_named("pool.refusals")
 
 BLAME_FOR = 1.0
 """Seconds for which errors name the same holders: there may be thousands a second."""
@@ -32,11 +30,33 @@ UNBLOCK = (
 Refused = TypeVar("Refused", PoolTimeout, PoolOverloaded)
 
 
+class Pool(Protocol):
+    """What a pool says of itself."""
+
+    usage: Usage
+
+    def snapshot(self) -> PoolStatus:
+        """Return its numbers."""
+        ...
+
+    def status(self) -> str:
+        """Return them as a sentence."""
+        ...
+
+    def timeout(self) -> float:
+        """Return the seconds for which callers wait."""
+        ...
+
+    def holders(self, count: int | None = None) -> list[Holder]:
+        """Return who holds its connections, the longest first."""
+        ...
+
+
 class Refusals:
     """Makes the errors of one pool; logs the first caller that is turned away, and the end."""
 
     def __init__(
-        self, pool: "FairPool", env_prefix: str, breaker: Breaker, background: Background
+        self, pool: Pool, env_prefix: str, breaker: Breaker, background: Background
     ) -> None:
         self._pool = pool
         self._env = env_prefix

@@ -9,8 +9,8 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import greenlet_spawn
 
-from ..session_state import Left
-from .drivers import RESET
+from ..engines.drivers import RESET
+from ..engines.session_state import Left
 
 
 @dataclass(eq=False, slots=True)

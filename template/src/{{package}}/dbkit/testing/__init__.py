@@ -28,7 +28,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import DeclarativeBase
 
-from ..databases import Databases
+from ..database.databases import Databases
 from . import faults
 from .folder import remove_unused, run_parent
 from .home import Home, lead_to

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.util import await_only
 
-from ..database import Database
+from ..database.database import Database
 from ..pool.connections import CLOSE_TIMEOUT
 from .watch import Watch
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from ..engine import SERVICE
+from ..database.engine import SERVICE
 
 if sys.platform != "win32":
     import fcntl

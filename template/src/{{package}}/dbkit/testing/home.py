@@ -14,11 +14,11 @@ from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .. import migrations
-from ..checks import address
-from ..database import Database
-from ..engine import create_engine
-from ..settings import DatabaseSettings
+from ..commands import migrations
+from ..commands.checks import address
+from ..database.database import Database
+from ..database.engine import create_engine
+from ..settings.database import DatabaseSettings
 from . import kept
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")

@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from ..database import Database
-from ..databases import Databases
-from ..embedded import (
+from ..commands.embedded import (
     MARIADB_TEST_SETTINGS,
     TEST_SETTINGS,
     EmbeddedMariadb,
     EmbeddedPostgres,
     EmbeddedServer,
 )
+from ..database.database import Database
+from ..database.databases import Databases
 from ..errors import EmbeddedFailed, NotConfigured
-from ..settings import environment
-from ..urls import EXAMPLES, Dialect, parse_url
+from ..settings.database import environment
+from ..settings.urls import EXAMPLES, Dialect, parse_url
 from .folder import run_folder
 from .home import Home
 from .on_mysql import MysqlHome

@@ -9,10 +9,10 @@ from typing import Any
 
 from sqlalchemy import URL
 
-from ..database import Database, Opened
+from ..database.database import Database, Opened
+from ..database.readers import Reader
+from ..engines.session_state import Left
 from ..pool.connections import CLOSE_TIMEOUT
-from ..readers import Reader
-from ..session_state import Left
 from .home import Home
 from .sandbox import Sandbox
 from .watch import Watch, WatchedPool

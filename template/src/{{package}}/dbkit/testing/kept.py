@@ -12,10 +12,10 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
-from ..database import Database
-from ..embedded import find_binaries
+from ..commands.embedded import find_binaries
+from ..commands.migrations import DIRECTORY
+from ..database.database import Database
 from ..errors import EmbeddedFailed
-from ..migrations import DIRECTORY
 
 
 def kept_file(cache: Path, database: Database, server: str) -> Path:

@@ -7,7 +7,7 @@ from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..database import Database
+from ..database.database import Database
 from .folder import RUN
 from .home import ServerHome
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..database import Database
+from ..database.database import Database
 from . import kept
 from .cleaning import Cleaner
 from .folder import RUN

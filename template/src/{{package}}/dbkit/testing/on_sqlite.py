@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
-from ..database import Database
+from ..database.database import Database
 from . import kept
 from .home import WORKER, Home
 

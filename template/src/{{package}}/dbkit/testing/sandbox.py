@@ -14,14 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import Pool
 from sqlalchemy.util import greenlet_spawn
 
-from .. import mysql
-from ..engine import begin_sqlite
-from ..lines import calling_lines
+from ..callsites import calling_lines
+from ..database.engine import begin_sqlite
+from ..engines import mysql
+from ..engines.drivers import statement_note
+from ..engines.session_state import Left
+from ..engines.sqlstates import IN_ABORTED, sqlstate
+from ..engines.transactions import CONTROL, aborted, refuse_control
 from ..pool import FairPool
-from ..pool.drivers import statement_note
-from ..session_state import Left
-from ..sqlstates import IN_ABORTED, sqlstate
-from ..transactions import CONTROL, aborted, refuse_control
 from .watch import COMMITTED
 
 REFUSED = """\

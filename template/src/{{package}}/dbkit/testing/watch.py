@@ -13,9 +13,9 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from ..callsites import calling_lines
 from ..context import current
 from ..errors import PoolTimeout
-from ..lines import calling_lines
 from ..pool import FairPool
 
 COMMITTED = "mark the test with @pytest.mark.committed: a database of its own, with a whole pool"

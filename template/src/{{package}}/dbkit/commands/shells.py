@@ -1,0 +1,79 @@
+"""The shell of a database: which program it is, and how it is told where to connect."""
+
+import shutil
+import ssl
+import sys
+from contextlib import suppress
+from importlib.util import find_spec
+
+from sqlalchemy import URL
+
+from ..errors import EmbeddedFailed
+from ..settings.credentials import TLS_PARAMETERS
+from .embedded import find_binaries
+from .programs import how_to_install
+
+Shell = tuple[list[str], dict[str, str]]
+"""A program to run, and what its environment tells it: arguments are open to every user."""
+
+
+def shell_postgresql(url: URL) -> Shell:
+    """Return psql, from the PATH or from beside the embedded server."""
+    psql = shutil.which("psql")
+    if psql is None:
+        with suppress(EmbeddedFailed):
+            psql = shutil.which("psql", path=find_binaries())
+    if psql is None:
+        sys.exit(not_found("psql"))
+    given = {
+        "PGHOST": url.host,
+        "PGPORT": url.port,
+        "PGUSER": url.username,
+        "PGPASSWORD": url.password,
+        "PGDATABASE": url.database,
+        "PGSSLMODE": url.query.get("ssl"),
+        "PGOPTIONS": url.query.get("options"),
+        **{f"PG{name.upper()}": url.query.get(name) for name in TLS_PARAMETERS},
+    }
+    return [psql], {name: str(value) for name, value in given.items() if value}
+
+
+def shell_mysql(url: URL) -> Shell:
+    """Return mariadb, or mysql, from the PATH."""
+    program = shutil.which("mariadb") or shutil.which("mysql")
+    if program is None:
+        sys.exit(not_found("mariadb"))
+    authority, folder = url.query.get("sslrootcert"), None
+    if authority == "system":
+        machine = ssl.get_default_verify_paths()
+        authority, folder = machine.cafile, machine.capath
+    given = {
+        "host": url.host,
+        "port": url.port,
+        "user": url.username,
+        "socket": url.query.get("unix_socket"),
+        "ssl-ca": authority,
+        "ssl-capath": folder,
+        "ssl-cert": url.query.get("sslcert"),
+        "ssl-key": url.query.get("sslkey"),
+    }
+    options = [f"--{name}={value}" for name, value in given.items() if value]
+    password = {"MYSQL_PWD": url.password} if url.password else {}
+    return [program, *options, str(url.database)], password
+
+
+def shell_sqlite(url: URL) -> Shell:
+    """Return sqlite3, or Python's own from 3.12 on."""
+    if program := shutil.which("sqlite3"):
+        return [program, str(url.database)], {}
+    if find_spec("sqlite3.__main__") is None:
+        sys.exit(not_found("sqlite3"))
+    return [sys.executable, "-m", "sqlite3", str(url.database)], {}
+
+
+def not_found(program: str) -> str:
+    """Say which package has a shell that is not there."""
+    return f"{program} is not in PATH; to install it: {how_to_install(program)}"
+
+
+SHELLS = {"postgresql": shell_postgresql, "mysql": shell_mysql, "sqlite": shell_sqlite}

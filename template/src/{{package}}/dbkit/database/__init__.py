@@ -1,0 +1,1 @@
+"""What a service declares and opens: databases, their sessions and readers."""

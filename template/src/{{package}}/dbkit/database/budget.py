@@ -1,0 +1,120 @@
+"""The budget: the connections that all processes may open, against what each server accepts."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ..settings.database import DatabaseSettings
+
+PROBE = 1
+"""Connections of each process and database beside its pool."""
+
+HINT = (
+    "lower POOL_SIZE or MAX_OVERFLOW, or run fewer processes (WEB_CONCURRENCY x (INSTANCES +"
+    " DEPLOY_SURGE)); else raise the limit, or put PgBouncer in between"
+)
+
+# A server is known by the moment at which it was started: its replica has the same identifier.
+POSTGRESQL = text("""
+    SELECT concat(pg_postmaster_start_time(), ' ', current_setting('port')),
+        current_setting('max_connections')::int,
+        current_setting('superuser_reserved_connections')::int
+            + coalesce(current_setting('reserved_connections', true)::int, 0),
+        concat('role ', rolname), CASE WHEN rolsuper THEN -1 ELSE rolconnlimit END,
+        datname, CASE WHEN rolsuper THEN -1 ELSE datconnlimit END
+    FROM pg_roles, pg_database
+    WHERE rolname = session_user AND datname = current_database()
+""")
+# MariaDB has no identifier that all its versions tell; `/*!50708 */` is a comment to it. What is
+# reserved for administrators lies beyond `max_connections`, and no database has a limit.
+MYSQL = text("""
+    SELECT concat_ws(' ', @@hostname, @@port, @@server_id /*!50708 , @@server_uuid */),
+        @@max_connections, 0,
+        concat('user ', current_user()), coalesce(nullif(@@max_user_connections, 0), -1),
+        database(), -1
+""")
+QUESTIONS = {"postgresql": POSTGRESQL, "mysql": MYSQL}
+
+
+class Limit(NamedTuple):
+    """How many connections are accepted, for which check, by which server, and in words."""
+
+    id: str
+    server: str
+    connections: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many connections a server accepts: in all, of a role, and to a database; -1 is any."""
+
+    server: str
+    max_connections: int
+    reserved: int
+    role: str
+    role_limit: int
+    database: str
+    database_limit: int
+
+    def each(self) -> Iterator[Limit]:
+        """Say each limit in words."""
+        free = self.max_connections - self.reserved
+        of_all = f"the server accepts {free} ({self.max_connections}, {self.reserved} reserved)"
+        of_role = f"{self.role} may have {self.role_limit}"
+        of_database = f"database {self.database} may have {self.database_limit}"
+        yield Limit("database.E010", self.server, free, of_all)
+        yield Limit("database.E011", self.server, self.role_limit, of_role)
+        yield Limit("database.E012", self.server, self.database_limit, of_database)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one database of the service claims of its server."""
+
+    database: str
+    settings: DatabaseSettings
+    limits: Limits
+
+    @property
+    def connections(self) -> int:
+        """Most connections that one process holds."""
+        return self.settings.max_connections + PROBE
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """A limit that the service can exceed."""
+
+    limit: Limit
+    claims: list[Claim]
+    processes: int
+
+    def __str__(self) -> str:
+        each = ", ".join(f"{claim.database} {claim.connections}" for claim in self.claims)
+        wanted = self.processes * sum(claim.connections for claim in self.claims)
+        return (
+            f"up to {wanted} connections, and {self.limit.text}: {each} in each of"
+            f" {self.processes} processes, with a probe each"
+        )
+
+
+async def read_limits(connection: AsyncConnection) -> Limits | None:
+    """Ask a server for its limits, which takes one round trip; None of one that has none."""
+    question = QUESTIONS.get(connection.dialect.name)
+    return None if question is None else Limits(*(await connection.execute(question)).one())
+
+
+def excesses(claims: Iterable[Claim], processes: int) -> Iterator[Excess]:
+    """Sum what is claimed of each server, role and database; find what is more than its limit."""
+    sharing: dict[Limit, list[Claim]] = defaultdict(list)
+    for claim in claims:
+        for limit in claim.limits.each():
+            sharing[limit].append(claim)
+    for limit, group in sorted(sharing.items(), key=lambda item: item[0].id):
+        if 0 <= limit.connections < processes * sum(each.connections for each in group):
+            yield Excess(limit, group, processes)

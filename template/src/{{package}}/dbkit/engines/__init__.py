@@ -1,0 +1,1 @@
+"""What differs between servers and drivers."""

@@ -1,0 +1,385 @@
+"""MySQL and MariaDB: settings of a session, TLS, modes of commit, the end of statements."""
+
+import asyncio
+import logging
+import re
+import ssl
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from importlib import import_module
+from math import ceil
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, event
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from ..settings import credentials
+from ..settings.database import DatabaseSettings
+from .failures import parameters_of
+from .session_state import Left, on_mysql
+from .transactions import (
+    BLANKS,
+    CONTROL,
+    REFUSED,
+    Failure,
+    aborted,
+    name_of,
+    refuse_after_failure,
+)
+
+KILL_TIMEOUT = 5.0
+"""Seconds in which what a cancelled caller left is stopped, or else runs to its own timeout."""
+SERVER_LOST = 2013
+GIVEN_UP = "the server has not answered in time"
+LOCK_WAIT_TIMEOUT = 1205
+UNDOES = frozenset(
+    {
+        1020,  # the row has changed since it was read; MariaDB, innodb_snapshot_isolation
+        1206,  # the lock table is full
+        1213,  # deadlock
+        LOCK_WAIT_TIMEOUT,  # with innodb_rollback_on_timeout, which is asked when it matters
+    }
+)
+"""Errors with which the server may have rolled back the whole transaction."""
+COMMITS = re.compile(
+    BLANKS + r"((?:CREATE|ALTER|DROP|RENAME|TRUNCATE|LOCK|GRANT|REVOKE)(?!\s+TEMPORARY)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Statements before which the server commits what there is."""
+OF_A_TRANSACTION = re.compile(BLANKS + r"SET\s+TRANSACTION\b", re.IGNORECASE | re.DOTALL)
+LONGEST_READ = 5_000
+"""Characters that are looked at of a statement with its values."""
+VALUES = re.compile(r"['\"(\d]")
+IMPLICIT_COMMIT = """\
+{name}: {statement} would commit what this transaction has done so far, and is no part of it
+  run it before the rest, or by itself: `await {name}.execute(...)`, a migration."""
+Work = Coroutine[Any, Any, None]
+Driver: Any = object
+"""Stands for asyncmy's, which is not there where all databases are others."""
+NO_SUCH_SAVEPOINT = 1305
+"""Or procedure, or function."""
+TOO_LARGE = 1153
+ALWAYS_TAKEN = 1_000_000
+"""Bytes of values that every server takes in a statement, unless it is told to take less."""
+LONGEST_WAIT = 31_536_000
+"""Seconds that stand for "as long as it takes": the most that both servers take, a year."""
+
+
+def connect_args(
+    name: str, label: str, settings: DatabaseSettings, fence: float | None, *, pooled: bool
+) -> dict[str, Any]:
+    """Translate the settings to asyncmy's arguments; `fence` in seconds is for a frozen server."""
+    return {
+        "async_creator_fn": opener(name, migrates=not pooled),
+        "connect_timeout": settings.connect_timeout,
+        "read_timeout": fence,
+        "program_name": label,  # in performance_schema.session_connect_attrs
+        "init_command": session_settings(settings),
+        "ssl": tls(settings.url),
+    }
+
+
+def session_settings(settings: DatabaseSettings) -> str:
+    """Write the one statement that sets up a session, on either server.
+
+    `/*M! */` is a comment to MySQL, and MariaDB skips `/*!50708 */`: versions from 50700 to
+    50999 are MySQL's. MySQL's timeout is for SELECT alone, and it has none for idle transactions.
+    """
+    added = "".join(
+        f", {name} = {literal(each)}" for name, each in settings.server_settings.items()
+    )
+    lock_wait = ceil(settings.lock_timeout) or LONGEST_WAIT  # whole seconds
+    return (
+        "SET time_zone = '+00:00',"
+        # asyncmy escapes with backslashes, which a server's NO_BACKSLASH_ESCAPES would disable.
+        " sql_mode = 'TRADITIONAL,ONLY_FULL_GROUP_BY',"
+        f" innodb_lock_wait_timeout = {lock_wait}, lock_wait_timeout = {lock_wait}"
+        f"{added}"
+        f" /*M!100103 , max_statement_time = {settings.statement_timeout:.3f} */"
+        f" /*M!100301 , idle_transaction_timeout = {ceil(settings.idle_in_transaction_timeout)} */"
+        f" /*!50708 , max_execution_time = {settings.statement_timeout * 1000:.0f} */"
+    )
+
+
+def literal(value: str) -> str:
+    """Write a value: a number as it is, and everything else as text."""
+    if re.fullmatch(r"-?\d+(\.\d+)?", value):
+        return value
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def tls(url: URL) -> ssl.SSLContext | None:
+    """Make what checks the server's certificate, or None for a connection without TLS."""
+    context = credentials.tls(url)
+    if context is None and url.query.get("ssl") == "require":
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def begin(connection: Connection) -> None:
+    """Begin as the connection is told to, which is left as it is for whoever comes next."""
+    level = connection.get_execution_options().get("isolation_level")
+    connection.connection.autocommit(level == "AUTOCOMMIT")  # Nothing is sent if it is so already.
+    driver: Any = connection.connection.driver_connection
+    driver.failure, driver.begun = None, level != "AUTOCOMMIT"
+    if level not in {None, "AUTOCOMMIT"}:
+        connection.exec_driver_sql(f"SET TRANSACTION ISOLATION LEVEL {level}")
+
+
+def leave_to_begin(_connection: DBAPIConnection, _level: str | None = None) -> None:
+    """Set no isolation level: `begin` does."""
+
+
+class CheckedConnection(Driver):
+    """asyncmy's connection, whose transactions do not end undone in silence."""
+
+    database_name: str
+    failure: Failure | None = None
+    """What may have undone the transaction."""
+    begun = False
+    """Whether a transaction of SQLAlchemy's has begun, and has not been ended."""
+    migrates = False
+    patience: float | None = None
+    """Seconds to wait for the server's next bytes."""
+    left = Left.NOTHING
+    noted = False
+    """Whether SQLAlchemy has told of the next statement, before there were values in it."""
+    _statement = ""
+
+    @property
+    def is_undone(self) -> bool:
+        """Whether the transaction has surely been undone."""
+        failure = self.failure
+        return failure is not None and number(failure.error) != LOCK_WAIT_TIMEOUT
+
+    def note_failure(self, original: BaseException, failure: Failure) -> None:
+        """Note how SQLAlchemy raises an error: that one passes the service's own lines."""
+        if self.failure and self.failure.error is original:
+            self.failure = failure
+
+    def note(self, statement: str, left: Left) -> None:
+        """Note what a statement leaves on the connection."""
+        # In AUTOCOMMIT, SET TRANSACTION is for the next transaction, whoever begins it.
+        if not (self.begun and OF_A_TRANSACTION.match(statement)):
+            self.left = max(self.left, left)
+
+    async def query(self, sql: Any, unbuffered: bool = False) -> Any:
+        """Run a statement."""
+        parent: Any = super()
+        if self.noted:
+            self.noted = False
+        else:
+            self._look_at(sql[:LONGEST_READ])
+        self._statement = sql
+        before: bool = self.get_transaction_status()
+        try:
+            return await parent.query(sql, unbuffered)
+        except Exception as error:
+            if (before or self.begun) and not self.is_undone and undoes(number(error), sql):
+                self.failure = Failure(outline(sql), error)
+            raise
+
+    def _look_at(self, sql: str) -> None:
+        """Note, or refuse, what comes by a cursor of the driver's own."""
+        if self.begun and (found := CONTROL.match(sql)):
+            message = REFUSED.format(name=self.database_name, statement=found[1].upper())
+            raise InvalidRequestError(message)
+        if left := on_mysql(sql):
+            self.note(sql, left)
+
+    async def _read_query_result(self, unbuffered: bool = False) -> None:
+        """Read a result, in which the server says whether there is a transaction after it."""
+        parent: Any = super()
+        before: bool = self.get_transaction_status()
+        await parent._read_query_result(unbuffered)  # noqa: SLF001 -- ours
+        if not unbuffered:  # asyncmy keeps the old one when there is neither that nor AUTOCOMMIT.
+            self.server_status = self._result.server_status
+        if not self.begun or self.is_undone or self.migrates:
+            return
+        if self.get_autocommit() or (before and not self.get_transaction_status()):
+            self.failure = Failure(outline(self._statement))  # It has committed, or rolled back.
+
+    async def begin(self) -> None:
+        """Begin."""
+        parent: Any = super()
+        await parent.begin()
+        self.failure = None
+
+    async def commit(self) -> None:
+        """Commit, if what was begun is still there."""
+        parent: Any = super()
+        failure = self.failure
+        if failure and (self.is_undone or await self._rolls_back_on_timeout()):
+            await self.rollback()  # What came after it.
+            raise aborted(self.database_name, failure)
+        await parent.commit()
+        self.failure, self.begun = None, False
+
+    async def rollback(self) -> None:
+        """Roll back."""
+        parent: Any = super()
+        await parent.rollback()
+        self.failure, self.begun = None, False
+
+    async def _fill_buffer(self, need: int) -> None:
+        """Wait for bytes.
+
+        The driver would use `asyncio.wait_for`, which in Python 3.11 swallows a cancellation that
+        comes together with them: the caller would go on, its timeout spent.
+        """
+        parent: Any = super()
+        try:
+            async with asyncio.timeout(self.patience):
+                await parent._fill_buffer(need)  # noqa: SLF001 -- ours
+        except TimeoutError as error:
+            operational_error = import_module("asyncmy.errors").OperationalError
+            raise operational_error(SERVER_LOST, GIVEN_UP) from error
+
+    async def _rolls_back_on_timeout(self) -> bool:
+        async with self.cursor() as cursor:
+            await cursor.execute("SELECT @@innodb_rollback_on_timeout")
+            (on,) = await cursor.fetchone()
+        return bool(on)
+
+
+def opener(name: str, *, migrates: bool = False) -> Callable[..., Any]:
+    """Make the function that connects to database `name`.
+
+    Only what `migrates` may send several statements in one text, for it looks what becomes of the
+    second: SQLAlchemy does not. And only there a statement may commit what came before it.
+    """
+    flag: int = import_module("asyncmy.constants.CLIENT").MULTI_STATEMENTS
+    bases = (CheckedConnection, import_module("asyncmy.connection").Connection)
+    made: Any = type("CheckedConnection", bases, {"database_name": name, "migrates": migrates})
+
+    async def connect(*, read_timeout: float | None, **arguments: Any) -> Any:
+        connection = made(**arguments)
+        connection.patience = read_timeout
+        if not migrates:
+            connection._client_flag &= ~flag  # noqa: SLF001 -- no argument of it takes one off
+        await connection.connect()
+        return connection
+
+    return connect
+
+
+def undoes(number: int | None, sql: str) -> bool:
+    """Whether an error of a statement may mean that the whole transaction is gone."""
+    is_savepoint = sql.startswith(("RELEASE ", "ROLLBACK "))
+    return number in UNDOES or (number == NO_SUCH_SAVEPOINT and is_savepoint)
+
+
+def outline(sql: str) -> str:
+    """Return what comes before the first value: asyncmy writes them into the statement."""
+    return VALUES.split(sql, maxsplit=1)[0]
+
+
+def number(error: BaseException | None) -> int | None:
+    """Return the number of a server's error, also of one that SQLAlchemy has wrapped."""
+    original = getattr(error, "orig", error)
+    return original.args[0] if original is not None and original.args else None
+
+
+def refuse_implicit_commit(
+    _cursor: object, statement: str, _parameters: object, context: Any
+) -> None:
+    """Refuse what commits on these servers what the transaction has done so far."""
+    if not (context.is_text or context.isddl) or (found := COMMITS.match(statement)) is None:
+        return
+    if context.root_connection.connection.driver_connection.get_transaction_status():
+        name, word = name_of(context), found[1].upper()
+        raise InvalidRequestError(IMPLICIT_COMMIT.format(name=name, statement=word))
+
+
+def prepare(
+    engine: AsyncEngine, another: Callable[[], AsyncEngine], run: Callable[[Work], object] | None
+) -> None:
+    """Set what this engine does beside SQLAlchemy's; `another` makes one without a pool.
+
+    `run` runs what nobody waits for; None where the engine has no pool: migrations.
+    """
+    log = logging.getLogger("asyncmy")
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.ERROR)  # It logs the server's warnings, which quote values.
+    save_round_trips(engine.sync_engine)
+    event.listen(engine.sync_engine, "do_execute", refuse_after_failure)
+    refuse_large_statements(engine.sync_engine)
+    if run is not None:  # The statements of migrations commit anyway.
+        event.listen(engine.sync_engine, "do_execute", refuse_implicit_commit)
+        stop_what_is_left(engine, another(), run)
+
+
+def save_round_trips(engine: Engine) -> None:
+    """Switch to AUTOCOMMIT and back when the other is needed, and roll back what there is.
+
+    In SQLAlchemy's own way, a read of one round trip takes six or seven.
+    """
+    dialect: Any = engine.dialect  # As it types its methods, they could not be replaced.
+    roll_back = dialect.do_rollback
+
+    def do_rollback(connection: Any) -> None:
+        driver = connection.driver_connection
+        if driver is None:  # The garbage collector had it closed: nobody could return it.
+            return
+        if driver.get_transaction_status() or not driver.get_autocommit():
+            roll_back(connection)
+
+    dialect.do_rollback = do_rollback
+    dialect.set_isolation_level = dialect.reset_isolation_level = leave_to_begin
+    event.listen(engine, "begin", begin)
+
+
+def refuse_large_statements(engine: Engine) -> None:
+    """Refuse a statement beyond `max_allowed_packet` before it is sent: the server would hang up.
+
+    Only what has more than a megabyte of values asks for the limit, which takes one round trip.
+    """
+    dialect: Any = engine.dialect  # As it types its methods, they could not be replaced.
+    execute = dialect.do_execute
+
+    def do_execute(cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        values = (each for each in parameters_of(parameters) if isinstance(each, str | bytes))
+        if sum(map(len, values)) > ALWAYS_TAKEN:
+            cursor.execute("SELECT @@max_allowed_packet")
+            (limit,) = cursor.fetchone()
+            sent = cursor._cursor.mogrify(statement, parameters)  # noqa: SLF001 -- the driver's
+            if len(sent.encode("utf-8", "surrogatepass")) >= limit:
+                raise dialect.dbapi.DataError(
+                    TOO_LARGE, f"the statement is larger than max_allowed_packet ({limit} bytes)"
+                )
+        execute(cursor, statement, parameters, context)
+
+    dialect.do_execute = do_execute
+
+
+def stop_what_is_left(
+    engine: AsyncEngine, aside: AsyncEngine, run: Callable[[Work], object]
+) -> None:
+    """Kill what callers have left to the server, locks and all, if that is quickly done.
+
+    By one connection beside the pool: in its queue they would wait behind who needs their locks.
+    """
+    in_turn = asyncio.Lock()
+
+    async def kill(thread: int) -> None:
+        with suppress(Exception):  # It has ended by itself, or there is no server.
+            async with asyncio.timeout(KILL_TIMEOUT), in_turn, aside.connect() as connection:
+                await connection.exec_driver_sql(f"KILL {thread}")
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def look(context: ExceptionContext) -> None:
+        connection = context.connection
+        if connection and not connection.invalidated and is_left(context.original_exception):
+            driver: Any = connection.connection.driver_connection
+            run(kill(driver.thread_id()))
+
+
+def is_left(error: BaseException) -> bool:
+    """Whether the server still works on what its caller no longer waits for."""
+    if isinstance(error, asyncio.CancelledError):
+        return True
+    return error.args == (SERVER_LOST, GIVEN_UP)

@@ -1,0 +1,1 @@
+"""What pools say of themselves, and to whom."""

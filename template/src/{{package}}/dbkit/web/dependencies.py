@@ -1,0 +1,34 @@
+"""What routes depend on."""
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import Depends
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from ..database.database import Database
+from ..database.readers import Reader
+
+
+def session_from(database: Database) -> Any:
+    """Depend on one session, hence one transaction, per request.
+
+    The "function" scope ends it before the response is sent: a COMMIT that fails is an
+    error response, never a lost write behind a 201. Source: FastAPI, "Dependencies with
+    yield and scope".
+    """
+
+    async def session() -> AsyncGenerator[AsyncSession]:
+        async with database.session() as session:
+            yield session
+
+    return Depends(session, scope="function")
+
+
+def reader_from(database: Database) -> Any:
+    """Depend on the reader of a database, which holds no connection between its calls."""
+
+    async def reader() -> Reader:
+        return database.reader
+
+    return Depends(reader)

@@ -1,0 +1,104 @@
+"""The kit's one ASGI middleware: it gives each request its context, and ends it."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..context import RequestContext, enter
+from ..database.replicas import read_positions, set_cookies
+from ..errors import DatabaseError
+from .disconnects import Watch
+from .logs import find_id, say, say_failed, take_over
+from .tracebacks import add_hint
+
+NO_SNIFFING = (b"x-content-type-options", b"nosniff")
+
+
+class RequestMiddleware:
+    """ASGI middleware around all others: names a request, watches its client, writes its line.
+
+    With `replicas`, a client carries in cookies how far a replica must have come.
+    """
+
+    def __init__(self, app: ASGIApp, *, replicas: bool = False) -> None:
+        self.app = app
+        self.replicas = replicas
+        self._asked = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "lifespan":
+            take_over()
+            await self.app(scope, receive, explaining(send))
+            return
+        if not self._asked:
+            self._asked = True
+            take_over()
+        request = RequestContext(scope, find_id(scope))
+        enter(request)  # Until its task ends: the server logs our exceptions after us.
+        if scope["type"] == "http":
+            await self._serve(request, receive, send)
+            return
+        try:
+            await self.app(scope, receive, send)
+        except Exception as error:
+            add_hint(error)
+            say_failed(error)
+            raise
+        finally:
+            request.ended = True
+
+    async def _serve(self, request: RequestContext, receive: Receive, send: Send) -> None:
+        status = 0
+
+        async def send_noting(message: Message) -> None:
+            nonlocal status
+            request.watched = False  # From its first byte on, the response is the server's to end.
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                added = [(b"x-request-id", request.id.encode()), NO_SNIFFING]
+                message["headers"] = [*message.get("headers", ()), *added]
+                if request.written:
+                    set_cookies(request, message)
+            await send(message)
+
+        if self.replicas:
+            read_positions(request)
+        watch = Watch(request, receive)
+        try:
+            await self.app(request.scope, watch.receive, send_noting)
+        except Exception as error:
+            add_hint(error)
+            say_failed(error)
+            raise
+        except asyncio.CancelledError:
+            if not request.cancelled or request.task.uncancel() > 0:
+                raise
+        finally:
+            request.ended = True
+            watch.end()
+            say(request, status)
+
+
+def explaining(send: Send) -> Send:
+    """Have a start or a stop that failed say why in few words, where the message is the kit's."""
+
+    async def send_explaining(message: Message) -> None:
+        error = sys.exception()
+        if message["type"].endswith(".failed") and isinstance(error, DatabaseError):
+            message["message"] = str(error)
+        await send(message)
+
+    return send_explaining
+
+
+def serve_requests(app: FastAPI, *, replicas: bool) -> None:
+    """Stand around the whole application, so that no middleware of the service is left out.
+
+    FastAPI has no public way to: `add_middleware` adds inside of what answers 500.
+    """
+    build: Callable[[], ASGIApp] = app.build_middleware_stack
+    app.build_middleware_stack = lambda: RequestMiddleware(build(), replicas=replicas)

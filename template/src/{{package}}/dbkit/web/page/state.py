@@ -1,0 +1,143 @@
+"""What the page shows: the pools at one moment, what was before, and what to do.
+
+Only names, numbers and lines: no statement, no parameter, no secret.
+"""
+
+import os
+import time
+from collections import deque
+from dataclasses import asdict
+from time import monotonic
+from typing import Any
+
+from ...database.database import Database
+from ...database.databases import Databases
+from ...database.engine import SERVICE
+from ...errors import Holder
+from ...settings.database import DatabaseSettings
+from ...settings.urls import shown as shown_url
+from ...telemetry.event_loop import Watchdog
+from .advice import advise, measure
+
+SECONDS = 300
+"""What is remembered, while somebody looks."""
+FRESH = 0.9
+"""Seconds for which a state is shown to others too."""
+MOST = 20
+"""Holders, and routes, that are shown."""
+
+
+class State:
+    """The state of a service, taken when it is asked for and not more than once a second."""
+
+    def __init__(self, databases: Databases) -> None:
+        self._databases = databases
+        self._began = monotonic()
+        self._taken = 0.0
+        self._samples: deque[dict[str, Any]] = deque(maxlen=SECONDS)
+        self._current: dict[str, Any] = {}
+
+    def current(self, *, history: bool = False) -> dict[str, Any]:
+        """Return the state as JSON takes it, with the newest sample, or with all there are."""
+        now = monotonic()
+        if now - self._taken >= FRESH:
+            self._taken = now
+            self._samples.append(self._sample(now))
+            self._current = self._describe()
+        samples = list(self._samples) if history else [self._samples[-1]]
+        return self._current | {"samples": samples}
+
+    def _sample(self, now: float) -> dict[str, Any]:
+        databases = {each.name: sample(each) for each in self._databases.values() if each.is_open}
+        return {"at": round(now - self._began, 2), "databases": databases}
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "service": SERVICE,
+            "process": os.getpid(),
+            "processes": self._databases.service.web_concurrency,
+            "time": round(time.time(), 3),
+            "event_loop": describe_loop(self._databases.watchdog),
+            "databases": {
+                each.name: self._describe_database(each)
+                for each in self._databases.values()
+                if each.is_open
+            },
+        }
+
+    def _describe_database(self, database: Database) -> dict[str, Any]:
+        pool = database.pool
+        holders = pool.holders(MOST)
+        samples = [
+            {"at": each["at"], **each["databases"][database.name]}
+            for each in self._samples
+            if database.name in each["databases"]
+        ]
+        load = measure(samples, pool.usage.routes.values())
+        routes = sorted(
+            pool.usage.routes.items(),
+            key=lambda item: item[1].held / max(item[1].checkouts, 1),
+            reverse=True,
+        )
+        return {
+            "up": database.probe.is_up,
+            "pool": asdict(pool.snapshot()),
+            "holders": [describe_holder(each) for each in holders],
+            "routes": [{"route": name, **asdict(use)} for name, use in routes[:MOST]],
+            "settings": settings_of(database),
+            "load": load and asdict(load),
+            "advice": advise(database, holders, load),
+        }
+
+
+def sample(database: Database) -> dict[str, Any]:
+    """Return the numbers of one pool whose course is drawn, or summed."""
+    pool, status = database.pool, database.pool.snapshot()
+    return {
+        "in_use": status.in_use,
+        "idle": status.idle,
+        "connecting": status.connecting,
+        "limit": status.limit,
+        "waiting": status.waiting,
+        "turned_away": status.shed + status.timeouts + status.refused,
+        "checkouts": sum(each.checkouts for each in pool.usage.routes.values()),
+        "held": sum(each.held for each in pool.usage.routes.values()),
+    }
+
+
+def describe_loop(watchdog: Watchdog) -> dict[str, Any]:
+    """Return how often the event loop was blocked, for how long, and by whom, the latest first."""
+    now = monotonic()
+    return {
+        "blocks": watchdog.blocks,
+        "blocked_seconds": watchdog.blocked_seconds,
+        "latest": [
+            {"ago": now - each.until, "seconds": each.seconds, "by": each.by, "where": each.where}
+            for each in reversed(watchdog.latest)
+        ],
+    }
+
+
+def describe_holder(holder: Holder) -> dict[str, Any]:
+    """Return what is shown of a holder."""
+    return {name: value for name, value in vars(holder).items() if name != "use"}
+
+
+def settings_of(database: Database) -> list[dict[str, str]]:
+    """List the settings in force, and where each comes from."""
+    shown: list[dict[str, str]] = []
+    for field in DatabaseSettings.model_fields:
+        value: Any = getattr(database.pool.settings, field)
+        changed = value != getattr(database.settings, field)
+        if "password" in field and value:
+            value = "***"
+        if field == "url":
+            value = shown_url(value)
+        shown.append(
+            {
+                "name": f"{database.env_prefix}{field.upper()}",
+                "value": str(value).lower() if isinstance(value, bool) else str(value),
+                "origin": "resize()" if changed else database.origins.get(field, "default"),
+            }
+        )
+    return shown
