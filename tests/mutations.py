@@ -123,13 +123,14 @@ MUTATIONS = [
         "        if is_in_transaction() and not in_sandbox:",
         "        if False:",
         "tests/dbkit/test_clean_connections.py",
-        "postgresql or sqlite",
+        "begun_in_text",
     ),
     Mutation(
         "a cancellation is lost beside an answer",
         "engines/mysql.py",
-        "async def _fill_buffer(",
-        "async def _fill(",
+        "timeout(self.patience):\n                await parent._fill_buffer(need)",
+        "timeout(None):\n"
+        "                await asyncio.wait_for(parent._fill_buffer(need), self.patience)",
         "tests/dbkit/test_mysql.py",
         "together_with",
     ),
