@@ -338,7 +338,7 @@ class TransactionMachine(RuleBasedStateMachine):
             self.check()
         elif not self.over and not self.undone:
             if not fails and left.aborted == "statement":
-                self.undone = True  # RELEASE fails, and nothing goes back to the savepoint.
+                self.top.aborted = "statement"  # RELEASE fails: what is around it may go back.
             elif not fails and not left.aborted:
                 self.top.written |= left.written
 
