@@ -152,6 +152,8 @@ HOSTILE = """\
 attributesFile = {folder}/attributes
 autocrlf = true
 excludesFile = {folder}/excludes
+fsmonitor = {folder}/hooks/prepare-commit-msg
+hooksPath = {folder}/hooks
 quotePath = false
 safecrlf = true
 [apply]
@@ -171,6 +173,10 @@ def hostile(folder: Path) -> str:
     """Write settings of Git with which Copier alone loses lines, and return where they are."""
     (folder / "template" / "info").mkdir(parents=True)
     (folder / "template" / "info" / "exclude").write_text("*.toml\n")
+    hook = folder / "hooks" / "prepare-commit-msg"
+    hook.parent.mkdir()
+    hook.write_text('#!/bin/sh\n! grep "^dumb commit" "$1"\n')  # Only Copier writes that.
+    hook.chmod(0o755)
     (folder / "attributes").write_text("*.toml -diff\n* -text\n")
     (folder / "excludes").write_text(".env*\n")
     (folder / "gitconfig").write_text(HOSTILE.format(folder=folder))
@@ -195,6 +201,7 @@ def test_settings_of_git_lose_nothing(orders: Path, tools: dict[str, str], tmp_p
     tools = tools | {"GIT_CONFIG_GLOBAL": hostile(tmp_path / "git")}
     careless = f"import sys; sys.path.insert(0, {str(ROOT / 'fleet')!r}); import fleet; "
     careless += "fleet.SETTINGS.clear(); fleet.SETTINGS['core.quotePath'] = 'true'; "
+    careless += "fleet.SETTINGS['core.hooksPath'] = '/dev/null'; "
     careless += "sys.exit(fleet.main(['update', 'services.txt']))"
     command = [sys.executable, "-c", careless]
 

@@ -12,11 +12,13 @@ import pytest
 import yaml
 from dbkit.commands import template_version
 from owner import ANCHOR
+from plumbum import local
 from releases import ROOT, Release, git, listed, notes
 from rendering import Renderer, commit_all
 from running import manage, run, running
 from test_install import UV
 from updating import (
+    CONFLICT,
     HEAD,
     Owned,
     Tree,
@@ -347,22 +349,113 @@ def test_shared_files_that_change_near_an_anchor_or_move_lines_are_noticed(
     assert faults_of("dev = [\n", 'dev = [\n    "new>=1",\n') == []
 
 
+# Settings of Git that many have, and an update must not notice.
+HABITS = """\
+[color]
+ui = always
+[column]
+ui = always
+[commit]
+gpgSign = true
+verbose = true
+[core]
+abbrev = 4
+autocrlf = true
+editor = false
+fileMode = false
+ignoreCase = true
+pager = false
+untrackedCache = true
+[diff]
+algorithm = histogram
+context = 0
+external = false
+mnemonicPrefix = true
+noprefix = true
+renames = copies
+[feature]
+manyFiles = true
+[fetch]
+prune = true
+recurseSubmodules = true
+[gpg]
+program = false
+[merge]
+conflictStyle = zdiff3
+tool = false
+[pager]
+diff-tree = true
+status = true
+[rerere]
+autoUpdate = true
+enabled = true
+[safe]
+bareRepository = explicit
+directory = /nowhere
+[status]
+branch = true
+short = true
+[submodule]
+recurse = true
+[user]
+useConfigOnly = true
+"""
+# What people change in the template's files: a pattern, what it becomes, and what must be kept.
+CHANGED = {
+    ".dockerignore": (r"\Z", "/ours\n", "/ours"),
+    ".env.example": (r"# (DATABASE_POOL_SIZE=).*", r"\g<1>37", "DATABASE_POOL_SIZE=37"),
+    ".github/workflows/ci.yml": (r"\Z", "      - run: make ours\n", "make ours"),
+    ".gitignore": (r"\A", "/ours/\n", "/ours/"),
+    "Dockerfile": (r"EXPOSE 8000", "EXPOSE 8000 9000", "EXPOSE 8000 9000"),
+    "compose.yaml": (r"\nvolumes:", "\n  ours:\n    image: redis\n\nvolumes:", "image: redis"),
+    "pyproject.toml": (r'version = "0.1.0"', 'version = "3.1.0"', 'version = "3.1.0"'),
+    "pyrightconfig.json": (r'"manage.py"', '"manage.py", "ours"', '"ours"'),
+    "ruff.toml": (r"line-length = 100", "line-length = 120", "line-length = 120"),
+    "src/my_service/databases/__init__.py": (r"\Z", "# Ours.\n", "# Ours."),
+    "src/my_service/dbkit/errors.py": (r"\Z", "# Ours.\n", "# Ours."),
+}
+ADDED = {"": ["pydantic-settings", "redis", "boto3"], "--dev": ["mypy", "polyfactory"]}
+
+
 @pytest.mark.parametrize("release", listed(), ids=lambda release: release.version)
-def test_what_uv_adds_is_kept(history: Path, tmp_path: Path, release: Release) -> None:
-    """Before 0.3.0 it sorted into the template's lists, which may conflict with later lines."""
-    folder = copy(history, tmp_path / "service", chosen("sqlite-bare").answers, release.tag)
-    added = {"": ["pydantic-settings", "redis", "boto3"], "--dev": ["mypy", "polyfactory"]}
-    for option, names in added.items():
+def test_habits_of_owners_lose_nothing(
+    history: Path, render: Renderer, tmp_path: Path, release: Release
+) -> None:
+    """They use `uv add`, work on Windows, have settings of Git, and change the template's files.
+
+    Before 0.3.0 `uv add` sorted into the template's lists, which may conflict with later lines.
+    """
+    answers = chosen("one-sqlite").answers | {"ci": "github", "containers": True}
+    folder = copy(history, tmp_path / "service", answers, release.tag)
+    then = tree(folder)
+    for option, names in ADDED.items():
         add = run(folder, UV, "add", "--frozen", *option.split(), *names)
         assert add.returncode == 0, add.stdout
+    for path, (old, new, _) in CHANGED.items():
+        text = (folder / path).read_text(encoding="utf-8")
+        assert re.search(old, text), path
+        (folder / path).write_text(re.sub(old, new, text, count=1))
+    (folder / ".gitattributes").write_text("* text=auto eol=lf\n")  # as docs/updating.md says
     commit_all(folder)
+    git(folder, "rm", "-r", "--quiet", "--cached", ".")
+    git(folder, "-c", "core.autocrlf=true", "reset", "--quiet", "--hard")
+    (tmp_path / "gitconfig").write_text(HABITS)
 
-    update(folder)
+    with local.env(GIT_CONFIG_GLOBAL=str(tmp_path / "gitconfig")):
+        update(folder)
 
-    text = (folder / "pyproject.toml").read_text()
-    assert [name for names in added.values() for name in names if f'"{name}"' not in text] == []
-    unmerged = git(folder, "diff", "--name-only", "--diff-filter=U")
-    assert unmerged in (["", "pyproject.toml\n"] if release.number < (0, 3) else [""])
+    after = tree(folder)
+    dependencies = after["pyproject.toml"].decode()
+    assert [
+        name for names in ADDED.values() for name in names if f'"{name}"' not in dependencies
+    ] == []
+    assert [path for path, (*_, kept) in CHANGED.items() if kept not in after[path].decode()] == []
+    assert [path for path in after if path.endswith(".rej")] == []
+    unmerged = git(folder, "diff", "--name-only", "--diff-filter=U").splitlines()
+    assert unmerged == [path for path, text in after.items() if CONFLICT.search(text)]
+    now = tree(render(**answers).path)
+    assert [path for path in unmerged if then[path] == now[path]] == []
+    assert release.number < (0, 3) or "pyproject.toml" not in unmerged
 
 
 # Settings with which Copier does not see what it could not merge, or a file at all.
