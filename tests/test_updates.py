@@ -145,10 +145,12 @@ def test_check_says_whether_the_template_has_a_newer_release(
 TO_DO = """\
     except IntegrityError:
 session.execute(text("COMMIT"))
+session.execute(text("SELECT 1; SELECT 2"))
 session.execute(text(f"alter table items add {column}"))
 {"expr": 'sum by (http_route) (rate(x{http_route="GET /items"}[5m]))'}
 sa.Enum("a", "b")
 Database("sales", "mysql")
+from ..dbkit.usage import Holder
 """
 
 
@@ -187,6 +189,29 @@ def test_commands_of_actions_find_what_is_left_to_do(
     assert len(commands) > 5
     assert found(old) == commands
     assert found(render(**answers).path) == []
+
+
+KIT = "template/src/{{package}}/dbkit"
+
+
+def is_module(name: str) -> bool:
+    """Whether the kit has a module or package, e.g. "pool.usage"."""
+    path = ROOT / KIT / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def test_modules_that_have_moved_are_listed() -> None:
+    text = (ROOT / "docs" / "updating.md").read_text(encoding="utf-8")
+    section = text.partition("## Modules that have moved")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE))
+    (release,) = [each for each in listed() if each.version == "0.3.0"]
+    listing = git(ROOT, "ls-tree", "--name-only", release.commit, f"{KIT}/").splitlines()
+    flat = {Path(path).stem for path in listing} - {"__init__", "alembic"}
+
+    assert sorted(filter(lambda name: not is_module(name), flat - rows.keys())) == []
+    assert rows.keys() <= flat
+    now = [name for new in rows.values() for name in re.findall(r"[\w.]+", new)]
+    assert [name for name in now if not is_module(name)] == []
 
 
 # ----------------------------------------------------------------------------- recorded answers
