@@ -23,7 +23,6 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.selectable import TypedReturnsRows
-from sqlalchemy.util import greenlet_spawn
 
 from ..context import shield
 from ..engines.failures import lacks_migration
@@ -40,7 +39,7 @@ from ..telemetry.opentelemetry import record_times
 from .engine import create_engine, hosts
 from .engine_options import EngineOptions, OnConnect, check_options
 from .probe import Probe
-from .readers import AUTOCOMMIT, Parameters, Reader, refuse_text, run_alone
+from .readers import AUTOCOMMIT, Parameters, Reader, refuse_text, run
 from .replicas import History, PrimaryProbe, ReplicaProbe, ReplicaReader, note_commit
 
 logger = logger_named("database")
@@ -363,8 +362,7 @@ class Database:
         if self.replica_of is not None:
             raise ReadOnly(self.name, "execute what may write", self.replica_of.name)
         refuse_text(statement)
-        engine = self.engine.sync_engine
-        result = await greenlet_spawn(run_alone, engine, statement, params, shield)
+        result = await run(self.engine.sync_engine, statement, params, shield)
         if self.replicas:
             await note_commit(self)
         return result

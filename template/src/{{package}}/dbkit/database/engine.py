@@ -33,6 +33,7 @@ from ..settings.database import DatabaseSettings
 from ..settings.threads import is_pending, look_up
 from ..settings.urls import driver_url, shown
 from .engine_options import EngineOptions, OnConnect, call_on_connect
+from .native import make_native
 
 logger = logger_named("engine")
 
@@ -133,6 +134,8 @@ def create_engine(
         event.listen(engine.sync_engine, "begin", begin_sqlite)
         event.listen(engine.sync_engine, "invalidate", end_sqlite)
         event.listen(engine.sync_engine, "do_execute", refuse_after_failure)
+    if pooled:
+        make_native(engine.sync_engine)
     return engine
 
 

@@ -6,7 +6,7 @@ start one for each of their methods.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
@@ -23,6 +23,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from ..engines.sqlstates import is_stale
 from ..errors import ReadOnly
+from .native import run_natively
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -63,7 +64,7 @@ class Reader:
     async def execute(self, statement: Executable, params: Parameters | None = None) -> Any:
         """Run a statement and return its rows, all of them fetched."""
         self._refuse_writes(statement)
-        return await greenlet_spawn(self._read, run_alone, statement, params)
+        return await self._read(run, statement, params)
 
     @overload
     async def scalars(
@@ -93,7 +94,7 @@ class Reader:
         self, entity: type[T], ident: Any, *, options: Sequence[ORMOption] = ()
     ) -> T | None:
         """Return the object with this primary key, detached; None if there is none."""
-        return await greenlet_spawn(self._read, get_alone, entity, ident, options)
+        return await self._read(get, entity, ident, options)
 
     @overload
     def stream(
@@ -117,9 +118,9 @@ class Reader:
         """Return the engine to read from now."""
         return self._engine
 
-    def _read(self, ask: Callable[..., T], *arguments: Any) -> T:
-        """Ask that engine, in a greenlet."""
-        return ask(self._source().sync_engine, *arguments)
+    async def _read(self, ask: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Ask that engine."""
+        return await ask(self._source().sync_engine, *arguments)
 
     def _refuse_writes(self, statement: Any) -> None:
         refuse_text(statement)
@@ -175,6 +176,32 @@ class Stream(AbstractAsyncContextManager[AsyncResult[Any]]):
         await self._session.__aexit__(*error)
 
 
+def nothing() -> None:
+    """Do nothing."""
+
+
+async def run(
+    engine: Engine,
+    statement: Executable,
+    params: Parameters | None,
+    begin: Callable[[], None] = nothing,
+) -> Any:
+    """Run a statement in AUTOCOMMIT; `begin` is called once it may begin.
+
+    Natively, where that is the same: it takes half the time.
+    """
+    if is_core(statement) or is_plain(statement):
+        result = await run_natively(engine, statement, params, begin)
+        if result is not None:
+            return result
+    return await greenlet_spawn(run_alone, engine, statement, params, begin)
+
+
+async def get(engine: Engine, entity: Any, ident: Any, options: Sequence[ORMOption]) -> Any:
+    """Get an object in AUTOCOMMIT."""
+    return await greenlet_spawn(get_alone, engine, entity, ident, options)
+
+
 def asked_again(ask: Callable[..., Any]) -> Callable[..., Any]:
     """Ask once more what was prepared before a migration changed its tables: nothing was done."""
 
@@ -195,7 +222,7 @@ def run_alone(
     engine: Engine,
     statement: Executable,
     params: Parameters | None,
-    begin: Callable[[], None] = lambda: None,
+    begin: Callable[[], None],
 ) -> Any:
     """Run a statement in AUTOCOMMIT, in a greenlet; `begin` is called once it may begin.
 
@@ -229,6 +256,11 @@ def refuse_text(statement: Any) -> None:
         )
 
 
+def is_core(statement: Any) -> bool:
+    """Whether an ORM session would hand a statement on as it is."""
+    return getattr(statement, "_propagate_attrs", {}).get("compile_state_plugin") != "orm"
+
+
 def is_plain(statement: Any) -> bool:
     """Whether a statement gives the same rows with and without an ORM session.
 
@@ -241,10 +273,10 @@ def is_plain(statement: Any) -> bool:
         returned = statement._raw_columns  # noqa: SLF001 -- told nowhere else
     else:
         return False
-    return not statement._with_options and all(is_core(each) for each in returned)  # noqa: SLF001 -- told nowhere else
+    return not statement._with_options and all(has_its_name(each) for each in returned)  # noqa: SLF001 -- told nowhere else
 
 
-def is_core(returned: Any) -> bool:
+def has_its_name(returned: Any) -> bool:
     """Whether a table is no class's, and a column has the name that it has in its class."""
     annotations = returned._annotations  # noqa: SLF001 -- told nowhere else
     if isinstance(returned, ColumnElement):

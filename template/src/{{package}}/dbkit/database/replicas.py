@@ -7,7 +7,7 @@ that has come to the position at which a commit ended has what was committed.
 import asyncio
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Protocol, TypeVar
@@ -212,10 +212,10 @@ class ReplicaReader(Reader):
     def _source(self) -> AsyncEngine:
         return self._engine if source(self._replica) is self._replica else self._primary.engine
 
-    def _read(self, ask: Callable[..., T], *arguments: Any) -> T:
+    async def _read(self, ask: Callable[..., Awaitable[T]], *arguments: Any) -> T:
         engine = self._source()
         try:
-            return ask(engine.sync_engine, *arguments)
+            return await ask(engine.sync_engine, *arguments)
         except DBAPIError as error:
             # A read does no harm a second time.
             lost = error.connection_invalidated
@@ -223,4 +223,4 @@ class ReplicaReader(Reader):
             may_ask_again = self._replica.settings.fallback and engine is self._engine
             if not may_ask_again or not (lost or conflict):
                 raise
-        return ask(self._primary.engine.sync_engine, *arguments)
+        return await ask(self._primary.engine.sync_engine, *arguments)

@@ -40,6 +40,9 @@ BEAT = 0.1
 STANDS = 0.1
 """Seconds by which a look is late when the event loop stood, rather than was busy."""
 
+HELD: Any = object
+"""Stands, on a record, for SQLAlchemy's weak reference to who has it: called, it is never None."""
+
 
 class FairPool(Pool):
     """A pool of `pool_size` connections, and up to `max_overflow` more under pressure.
@@ -92,20 +95,7 @@ class FairPool(Pool):
     # The contract with sqlalchemy.pool.Pool
 
     def _do_get(self) -> ConnectionPoolEntry:
-        idle = self._idle
-        if idle and not self._waiters and not self._suspended:
-            slot = idle[-1]
-            now = monotonic()
-            if (
-                now - slot.contact < self._ping_after
-                and not slot.is_closed()
-                and self._background.loop is get_running_loop()
-            ):
-                idle.pop()
-                slot.taken = now
-                self.usage.take(slot.record, now)
-                return slot.record
-        return await_only(self._wait()).record
+        return (self._take_idle() or await_only(self._wait())).record
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         slot = self._slots.get(record)
@@ -414,6 +404,36 @@ class FairPool(Pool):
         self._background.spawn(work)
 
     # The queue
+
+    async def take(self) -> Slot:
+        """Hand out a connection, without SQLAlchemy's objects around it; see `give_back`."""
+        slot = self._take_idle() or await self._wait()
+        record: Any = slot.record
+        record.fairy_ref = HELD
+        return slot
+
+    def give_back(self, slot: Slot) -> None:
+        """Take back what `take` handed out."""
+        record: Any = slot.record
+        record.fairy_ref = None
+        self._do_return_conn(record)
+
+    def _take_idle(self) -> Slot | None:
+        """Hand out an idle connection, if nobody has to wait for one."""
+        idle = self._idle
+        if idle and not self._waiters and not self._suspended:
+            slot = idle[-1]
+            now = monotonic()
+            if (
+                now - slot.contact < self._ping_after
+                and not slot.is_closed()
+                and self._background.loop is get_running_loop()
+            ):
+                idle.pop()
+                slot.taken = now
+                self.usage.take(slot.record, now)
+                return slot
+        return None
 
     async def _wait(self) -> Slot:
         loop = self._background.attach()

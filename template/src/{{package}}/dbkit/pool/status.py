@@ -33,6 +33,8 @@ class Counters:
     """Connections found dead, invalidated, or taken out of the pool."""
     reclaimed: int = 0
     """Connections that were never returned, and that nothing referred to any more; also `lost`."""
+    native: int = 0
+    """Single statements that asyncpg ran without a greenlet; see `native.py`."""
 
 
 @dataclass(kw_only=True)
