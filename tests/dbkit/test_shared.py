@@ -85,6 +85,24 @@ async def test_no_thread_of_the_loop_waits_for_a_resolver(
         assert len(waiting) <= 1  # Idle, of something before.
 
 
+@pytest.mark.parametrize("declared", ["postgresql", "mariadb"], indirect=True)
+async def test_a_database_is_reached_while_all_threads_of_the_loop_are_taken(
+    declared: Database,
+) -> None:
+    """As in https://github.com/python/cpython/issues/112169."""
+    loop = asyncio.get_running_loop()
+    free = threading.Event()
+    taken = [loop.run_in_executor(None, free.wait, 30) for _ in range(64)]
+    settings = declared.read_settings()
+    by_name = {"url": settings.url.set(host="localhost"), "connect_timeout": 5}
+    try:
+        async with declared.open(settings.model_copy(update=by_name)):
+            assert await declared.reader.scalar(text("select 1")) == 1
+    finally:
+        free.set()
+        await asyncio.gather(*taken)
+
+
 async def test_of_several_hosts_the_one_that_is_known_is_used(
     resolver: DeadResolver, database_url: URL
 ) -> None:
@@ -157,7 +175,7 @@ def test_only_names_are_looked_up(host: str, *, expected: bool) -> None:
 
 
 SCRIPT = """
-import asyncio, logging, sys
+import asyncio, logging, os, sys
 from dbkit import Database, DatabaseSettings
 from sqlalchemy import make_url, text
 logging.basicConfig(stream=sys.stdout)
@@ -166,13 +184,18 @@ async def main():
     away = make_url("postgresql+asyncpg://me@dead.example/orders")
     async with dead.open(DatabaseSettings(url=away, required=False, connect_timeout=0.5)):
         await asyncio.sleep(4)
+        loop = asyncio.get_running_loop()  # What else the service asks is not answered either.
+        others = [loop.getaddrinfo(f"dead{number}.example", 80) for number in range(64)]
+        others = [asyncio.ensure_future(each) for each in others]
+        await asyncio.sleep(0.1)
         async with live.open(DatabaseSettings(url=make_url(sys.argv[1]), connect_timeout=3)):
             for _ in range(3):
                 await live.reader.scalar(text("select 1"))
                 live.pool.retire()
                 await asyncio.sleep(0.1)
             print("answered", await live.reader.scalar(text("select 1")), dead.status)
-            print("errors", live.pool.counters.connect_errors)
+            print("errors", live.pool.counters.connect_errors, flush=True)
+    os._exit(0)  # Else it would wait for all that is not answered.
 if sys.argv[2] == "uvloop":
     import uvloop
     uvloop.run(main())

@@ -30,7 +30,7 @@ from ..pool.timeouts import within
 from ..pool.usage import time_statements
 from ..settings.credentials import REFUSED, Credentials, tls
 from ..settings.database import DatabaseSettings
-from ..settings.threads import is_pending, look_up
+from ..settings.threads import LookingUp, is_pending, look_up
 from ..settings.urls import driver_url, shown
 from .engine_options import EngineOptions, OnConnect, call_on_connect
 from .native import make_native
@@ -194,7 +194,10 @@ async def connect_within(
             if dialect == "mysql":  # asyncmy would send a str as Latin-1.
                 arguments["password"] = str(arguments.get("password", "")).encode()
             await find_hosts(arguments, seconds / 2)
-            return await greenlet_spawn(connect, **arguments), password
+            arguments["loop"] = LookingUp()
+            connection = await greenlet_spawn(connect, **arguments)
+            connection.driver_connection._loop = arguments["loop"].loop  # noqa: SLF001 -- as it is found
+            return connection, password
     except TimeoutError:
         host = arguments.get("host")
         if isinstance(host, str) and is_pending(host):

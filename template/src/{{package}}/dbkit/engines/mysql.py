@@ -256,8 +256,9 @@ def opener(name: str, *, migrates: bool = False) -> Callable[..., Any]:
     bases = (CheckedConnection, import_module("asyncmy.connection").Connection)
     made: Any = type("CheckedConnection", bases, {"database_name": name, "migrates": migrates})
 
-    async def connect(*, read_timeout: float | None, **arguments: Any) -> Any:
+    async def connect(*, read_timeout: float | None, loop: Any, **arguments: Any) -> Any:
         connection = made(**arguments)
+        connection._loop = loop  # noqa: SLF001 -- no argument of it is for that
         connection.patience = read_timeout
         if not migrates:
             connection._client_flag &= ~flag  # noqa: SLF001 -- no argument of it takes one off

@@ -1,7 +1,8 @@
 """Calls that cannot be cancelled, each in its own thread, so that they block nothing else.
 
 A DNS lookup or a file read can hang with a dead resolver or file server. In the event loop's shared
-thread pool, a few hanging calls would block the lookups of every database.
+thread pool, a few hanging calls, of a database or of anything else, would block the lookups of
+every database.
 """
 
 import asyncio
@@ -44,14 +45,9 @@ def _call(work: Callable[[str], Any], argument: str, future: Future[Any]) -> Non
         future.set_result(outcome)
 
 
-async def look_up(host: str) -> None:
-    """Return once the resolver knows a host; raise its `OSError` if it does not.
-
-    The driver asks again, in the shared threads, and is answered at once. (It has to be given the
-    name: TLS verifies it, and proxies tell services apart by it.)
-    """
-    if is_name(host):
-        await aside(resolve, host)
+async def look_up(host: str) -> list[str]:
+    """Return the addresses of a host; raise the resolver's `OSError` if it knows none."""
+    return await aside(resolve, host) if is_name(host) else [host]
 
 
 def is_name(host: str) -> bool:
@@ -65,11 +61,42 @@ def is_name(host: str) -> bool:
     return False
 
 
-def resolve(host: str) -> object:
+def resolve(host: str) -> list[str]:
     """Ask the resolver."""
-    return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]
 
 
 def is_pending(host: str) -> bool:
     """Whether the resolver has not answered yet."""
     return (resolve, host) in _pending
+
+
+class LookingUp:
+    """The running event loop, for a driver: it looks up the hosts to connect to as above.
+
+    A driver has to be given the name: TLS verifies it, and proxies tell services apart by it. The
+    loop's own threads may all be taken (https://github.com/python/cpython/issues/112169).
+    """
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loop, name)
+
+    async def create_connection(
+        self, factory: Callable[[], Any], host: str | None = None, *args: Any, **options: Any
+    ) -> Any:
+        """Connect to the first address of a host that answers."""
+        if host is None:
+            return await self.loop.create_connection(factory, host, *args, **options)
+        if options.get("ssl"):
+            options.setdefault("server_hostname", host)
+        refused: OSError | None = None
+        for address in await look_up(host):
+            try:
+                return await self.loop.create_connection(factory, address, *args, **options)
+            except OSError as error:
+                refused = refused or error
+        raise refused or OSError(f"no address of {host}")
