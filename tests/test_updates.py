@@ -753,14 +753,29 @@ def test_another_answer_brings_its_files_once(owned: Owned, history: Path, tmp_p
 def test_service_in_a_folder_of_a_repository_is_updated(
     history: Path, render: Renderer, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "repository" / "services" / "service"
+    """Beside other work that is not committed, and with files that trip Git and Copier up."""
+    repository = tmp_path / "repository"
+    folder = repository / "services" / "service"
     service = started(history, listed()[0], chosen("sqlite-bare"), render, folder)
     shutil.rmtree(folder / ".git")
-    commit_all(tmp_path / "repository")
+    (folder / "latin.txt").write_bytes("Größe\n".encode("latin-1"))
+    (folder / 'a "name" ä.txt').write_text("Ours.\n")
+    (folder / "tracked.csv").write_text("Ours, and ignored by the owner's line.\n")
+    (folder / "CLAUDE.md").symlink_to("README.md")
+    (folder / "broken").symlink_to("nowhere")
+    (folder / "manage.py").chmod(0o755)
+    (repository / "other.txt").write_text("Committed.\n")
+    commit_all(repository)
+    git(folder, "add", "--force", "tracked.csv")
+    commit_all(repository)
+    (repository / "other.txt").write_text("Not committed.\n")
+    odd = Owned(folder, tree(folder), service.answers)
 
     update(folder)
 
-    assert faults(service, render(**answers_of(folder)).path) == []
+    assert faults(odd, render(**answers_of(folder)).path) == []
+    assert (folder / "manage.py").stat().st_mode & 0o111
+    assert [name for name in ("CLAUDE.md", "broken") if not (folder / name).is_symlink()] == []
 
 
 def test_owners_keep_a_file_that_the_template_drops(
