@@ -69,3 +69,47 @@ def test_commands_scripts_notebooks_and_the_shell(service: Path) -> None:
     said = run(service / "notebooks", sys.executable, "-c", notebook, variables=elsewhere)
     assert said.stdout.startswith("42\n<Database primary (")
     assert said.stdout.endswith(", not open)>\n")
+
+
+PLANTED = """
+
+import threading
+
+from orders.databases.primary import primary
+
+
+async def test_without_a_copy(client: AsyncClient) -> None:
+    await client.post("/stock/lamp")
+
+
+@pytest.mark.committed
+async def test_leak(client: AsyncClient) -> None:
+    primary.sync.engine.connect()  # leaks
+    KEPT.append(primary.sync.engine.connect())
+
+
+KEPT = []
+
+
+@pytest.mark.committed
+async def test_after_the_leak(client: AsyncClient) -> None:
+    assert (await client.get("/items")).json()["items"] == []
+"""
+
+
+def test_routes_that_are_def_and_their_tests(service: Path) -> None:
+    (service / "src/orders/stock").mkdir()
+    write(service, "A route that is def")
+
+    passed = run(service, sys.executable, "-m", "pytest", "-q", "-p", "no:randomly")
+    assert passed.returncode == 0, passed.stdout
+    test = service / "tests" / "test_stock.py"
+    test.write_text(test.read_text() + PLANTED)
+    failed = run(service, sys.executable, "-m", "pytest", "-q", str(test))
+
+    assert ' test with @pytest.mark.committed("primary"), or ask for the fixture sync_' in (
+        failed.stdout
+    )
+    assert "primary: a connection was not returned; it was taken at\n" in failed.stdout
+    assert "test_stock.py:" in failed.stdout
+    assert "1 failed, 4 passed, 1 error" in failed.stdout, failed.stdout

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         Unreachable,
     )
     from .settings.database import DatabaseSettings
-    from .web.dependencies import reader_from, session_from
+    from .web.dependencies import reader_from, session_from, sync_session_from
     from .web.install import install
     from .web.problems import DATABASE_RESPONSES, Problem, problem
 
@@ -56,6 +56,7 @@ __all__ = [
     "problem",
     "reader_from",
     "session_from",
+    "sync_session_from",
 ]
 
 _MODULES = {
@@ -66,6 +67,7 @@ _MODULES = {
     "Databases": "database.databases",
     "reader_from": "web.dependencies",
     "session_from": "web.dependencies",
+    "sync_session_from": "web.dependencies",
     "DatabaseError": "errors",
     "NotConfigured": "errors",
     "NotOpen": "errors",

@@ -96,7 +96,11 @@ def prepared(databases: Databases) -> Generator[None]:
 
             for each in local:
                 asyncio.run(migrations.migrate(each, on_step=saying(each.name)))
-        yield
+        try:
+            yield
+        finally:
+            for each in databases.values():
+                each.close_sync()
 
 
 def saying(name: str) -> Callable[[str], None]:

@@ -14,8 +14,8 @@ PROBE = 1
 """Connections of each process and database beside its pool."""
 
 HINT = (
-    "lower POOL_SIZE or MAX_OVERFLOW, or run fewer processes (WEB_CONCURRENCY x (INSTANCES +"
-    " DEPLOY_SURGE)); else raise the limit, or put PgBouncer in between"
+    "lower POOL_SIZE, MAX_OVERFLOW or SYNC_POOL_SIZE, or run fewer processes (WEB_CONCURRENCY x"
+    " (INSTANCES + DEPLOY_SURGE)); else raise the limit, or put PgBouncer in between"
 )
 
 # A server is known by the moment at which it was started: its replica has the same identifier.
@@ -79,11 +79,15 @@ class Claim:
     database: str
     settings: DatabaseSettings
     limits: Limits
+    uses_sync: bool = False
+    """Whether a route depends on a synchronous session; a size that is set says so, too."""
 
     @property
     def connections(self) -> int:
         """Most connections that one process holds."""
-        return self.settings.max_connections + PROBE
+        settings = self.settings
+        uses_sync = self.uses_sync or "sync_pool_size" in settings.model_fields_set
+        return settings.max_connections + uses_sync * settings.sync_pool_size + PROBE
 
 
 @dataclass(frozen=True, slots=True)

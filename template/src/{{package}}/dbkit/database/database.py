@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
@@ -14,7 +15,16 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, TypeVarTuple, Unpack, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    Self,
+    TypeVar,
+    TypeVarTuple,
+    Unpack,
+    overload,
+)
 
 from sqlalchemy import CursorResult, Executable, MetaData, event
 from sqlalchemy import Result as Rows
@@ -42,7 +52,14 @@ from .probe import Probe
 from .readers import AUTOCOMMIT, Parameters, Reader, refuse_text, run
 from .replicas import History, PrimaryProbe, ReplicaProbe, ReplicaReader, note_commit
 
+if TYPE_CHECKING:
+    from ..pool.thread_pool import ThreadPool
+    from .sync import Synchronous
+
 logger = logger_named("database")
+
+_making = threading.Lock()
+"""For two threads that ask for a synchronous side at once."""
 
 RETRY_DELAY = 0.02
 """Seconds, doubled at each attempt, within which a unit of work is begun again."""
@@ -155,6 +172,9 @@ class Database:
         self.declared: Declared = declared
         self.origins: dict[str, str] = {}
         """Where each setting comes from: `environment`, `.env`, `declared` or `default`."""
+        self.uses_sync = False
+        """Whether a route depends on a synchronous session."""
+        self._sync: Synchronous | None = None
         self._opened: Opened | None = None
         self._watching: asyncio.Task[None] | None = None
         self._here: ContextVar[Opened | None] = ContextVar(f"{name} here", default=None)
@@ -178,6 +198,16 @@ class Database:
         pool = self._open.engine.pool
         assert isinstance(pool, FairPool)  # noqa: S101 -- create_engine() made it
         return pool
+
+    @property
+    def sync(self) -> "Synchronous":
+        """What synchronous code uses: an engine and sessions, made at their first use."""
+        if self._sync is None:
+            from .sync import Synchronous  # noqa: PLC0415 -- most services have no use for it
+
+            with _making:
+                self._sync = self._sync or Synchronous(self)
+        return self._sync
 
     @property
     def probe(self) -> Probe:
@@ -331,13 +361,27 @@ class Database:
         if (opened := self._opened) is None:
             return
         await opened.probe.stop()
+        closing = asyncio.to_thread(self.close_sync, opened.settings.drain_timeout)
+        closed = asyncio.create_task(closing, name=f"close {self.name}.sync")
         if self._watching is not None:
             self._watching.cancel()
         taken = await self.pool.drain(opened.settings.drain_timeout)
         if taken:
             held = "".join(f"\n  held by {each}" for each in taken[:SHOWN_HOLDERS])
             logger.warning("%s: still in use, now closed: %d%s", self.name, len(taken), held)
+        await closed
         self._opened = None  # And no `dispose()`, after which the engine would connect again.
+
+    @property
+    def pools(self) -> "list[FairPool | ThreadPool]":
+        """Its pools: that of the engine, and those of synchronous code that has used it."""
+        sync = self._sync.pools if self._sync is not None else []
+        return [self.pool, *sync]
+
+    def close_sync(self, drain_timeout: float = 0) -> None:
+        """Close what synchronous code has opened, if it has; wait so long for its connections."""
+        if self._sync is not None:
+            self._sync.close(drain_timeout)
 
     def session(self) -> AbstractAsyncContextManager[AsyncSession]:
         """Begin a transaction: commit on success, roll back on an error."""

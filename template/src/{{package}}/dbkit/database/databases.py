@@ -4,11 +4,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from importlib import import_module
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import NotConfigured
 from ..loggers import logger_named
-from ..pool import FairPool
 from ..settings.database import (
     DatabaseSettings,
     environment,
@@ -25,6 +24,10 @@ from .budget import Claim, excesses
 from .database import Database
 from .garbage_collector import spare_requests
 from .signals import notice_sigterm
+
+if TYPE_CHECKING:
+    from ..pool import FairPool
+    from ..pool.thread_pool import ThreadPool
 
 logger = logger_named("databases")
 
@@ -120,9 +123,9 @@ class Databases(Mapping[str, Database]):
         finally:
             log.cancel()
 
-    def pools(self) -> list[FairPool]:
-        """Return the pools that are open."""
-        return [each.pool for each in self.values() if each.is_open]
+    def pools(self) -> "list[FairPool | ThreadPool]":
+        """Return the pools that are open, those of synchronous code included."""
+        return [pool for each in self.values() if each.is_open for pool in each.pools]
 
     def sources(self) -> list[Source]:
         """Return what has metrics: the watchdog, and the pools that are open."""
@@ -136,7 +139,7 @@ class Databases(Mapping[str, Database]):
     def _compare_with_budget(self) -> None:
         """Warn of limits of the servers that all processes together can exceed."""
         claims = [
-            Claim(each.name, each.settings, each.probe.limits)
+            Claim(each.name, each.settings, each.probe.limits, each.uses_sync)
             for each in self.values()
             if each.probe.limits and not each.settings.pgbouncer
         ]

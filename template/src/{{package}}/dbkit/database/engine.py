@@ -268,14 +268,7 @@ def connect_args(
         "connection_class": watched(connection_class(name)),
         "server_settings": {
             "application_name": label,
-            **settings.server_settings,
-            "statement_timeout": milliseconds(settings.statement_timeout),
-            "lock_timeout": milliseconds(settings.lock_timeout),
-            "idle_in_transaction_session_timeout": milliseconds(
-                settings.idle_in_transaction_timeout
-            ),
-            "client_connection_check_interval": milliseconds(settings.client_check_interval),
-            **({"default_transaction_read_only": "on"} if read_only else {}),
+            **parameters(settings, read_only=read_only),
         },
     }
     if len(hosts(settings.url)) > 1 and "target_session_attrs" not in settings.url.query:
@@ -285,6 +278,18 @@ def connect_args(
     if settings.pgbouncer:
         return behind_pgbouncer(name, arguments, pooled=pooled)
     return arguments
+
+
+def parameters(settings: DatabaseSettings, *, read_only: bool) -> dict[str, str]:
+    """Return what is set on PostgreSQL for each connection."""
+    return {
+        **settings.server_settings,
+        "statement_timeout": milliseconds(settings.statement_timeout),
+        "lock_timeout": milliseconds(settings.lock_timeout),
+        "idle_in_transaction_session_timeout": milliseconds(settings.idle_in_transaction_timeout),
+        "client_connection_check_interval": milliseconds(settings.client_check_interval),
+        **({"default_transaction_read_only": "on"} if read_only else {}),
+    }
 
 
 def hosts(url: URL) -> list[URL]:

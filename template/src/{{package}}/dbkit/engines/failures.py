@@ -7,6 +7,7 @@ duplicate ("Duplicate entry 'x' for key"), and in what asyncpg says of an argume
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, cast
 
 from sqlalchemy import Enum, MetaData
@@ -80,7 +81,7 @@ def failure_of(error: BaseException) -> Failure:
     """Read an error of a driver, or SQLAlchemy's around it."""
     code, original = sqlstate(error), driver_error(error)
     module = type(original).__module__.partition(".")[0]
-    read = {"asyncpg": of_asyncpg, "asyncmy": of_asyncmy, "sqlite3": of_sqlite}.get(module)
+    read = READERS.get(module)
     return read(code, original) if read else Failure(code, reason_of(original))
 
 
@@ -105,6 +106,17 @@ def of_asyncpg(code: str | None, error: Any) -> Failure:
         value=value,
         of_parameter="parameter $" in (error.context or ""),
     )
+
+
+def of_psycopg(code: str | None, error: Any) -> Failure:
+    """Read what PostgreSQL said, but its DETAIL; or what psycopg said."""
+    diagnostics = error.diag
+    if diagnostics.message_primary is None:
+        return Failure(code, reason_of(error))
+    names = ("constraint_name", "table_name", "column_name", "context")
+    found: dict[str, Any] = {name: getattr(diagnostics, name) for name in names}
+    said = SimpleNamespace(args=(diagnostics.message_primary,), __cause__=None, **found)
+    return of_asyncpg(code, said)
 
 
 def of_asyncmy(code: str | None, error: Any) -> Failure:
@@ -138,6 +150,16 @@ def of_sqlite(code: str | None, error: Any) -> Failure:
         return Failure(code, said, constraint=failed[2])
     table, _, column = failed[2].partition(", ")[0].partition(".")
     return Failure(code, said, table=table, column=column)
+
+
+READERS = {
+    "asyncpg": of_asyncpg,
+    "psycopg": of_psycopg,
+    "asyncmy": of_asyncmy,
+    "pymysql": of_asyncmy,
+    "sqlite3": of_sqlite,
+}
+"""By the driver's module: what reads its errors."""
 
 
 def last_group(pattern: re.Pattern[str], text: str) -> str:

@@ -168,7 +168,7 @@ def sqlstate(error: BaseException | None) -> str | None:
     unknown = "22000" if isinstance(error, DataError) else None
     while error is not None:
         code = getattr(error, "sqlstate", None)
-        if type(error).__module__ == "asyncmy.errors":
+        if type(error).__module__ in {"asyncmy.errors", "pymysql.err"}:
             return mysql_sqlstate(error.args[0], code)
         if isinstance(code, str):
             return code if code != "XX000" else limit_of(error) or code

@@ -107,6 +107,10 @@ class Use:
         """Whether its task has ended: then nothing will return the connection."""
         return self.task is None or self.task.done()
 
+    def waits_at(self) -> tuple[str, ...]:
+        """Find the lines where its task is now, the innermost first."""
+        return waiting_lines(self.task) if self.task else ()
+
 
 @dataclass
 class RouteUse:
@@ -238,6 +242,10 @@ class Usage:
         # One that was invalidated is returned a moment later.
         if record is None or not record.in_use:
             return
+        self.warn_of_nested()
+
+    def warn_of_nested(self) -> None:
+        """Warn, once for each route, of who holds a connection and asks for another."""
         self.nested += 1
         request = current()
         route = (request and route_of(request.scope)) or NO_ROUTE
@@ -259,7 +267,7 @@ class Usage:
 def holder_of(database: str, use: Use, now: float) -> Holder:
     """Describe who holds a connection."""
     running = 0.0 if use.sql_since is None else now - use.sql_since
-    now_at = waiting_lines(use.task) if use.task else ()
+    now_at = use.waits_at()
     taken_at = (write(*use.place),) if use.place else ()
     return Holder(
         database=database,
@@ -337,7 +345,7 @@ def timed_statement(
             execute(cursor, statement, *others)
             return
         use.statements += 1
-        use.streams = cursor.server_side
+        use.streams = getattr(cursor, "server_side", False)  # of asynchronous drivers
         use.sql_since = began = monotonic()
         try:
             execute(cursor, statement, *others)

@@ -50,6 +50,7 @@ class Declared(TypedDict, total=False):
     max_overflow: int
     pool_timeout: float
     pool_recycle: float
+    sync_pool_size: int
     echo: bool
     min_ready: int
     idle_timeout: float
@@ -101,6 +102,8 @@ class DatabaseSettings(BaseModel):
     """Seconds to wait for a free connection."""
     pool_recycle: float = Field(default=1800, ge=10, le=86400)
     """Seconds after which a connection is replaced, less up to a fifth."""
+    sync_pool_size: int = Field(default=5, ge=1, le=1000)
+    """Connections that synchronous code of each process may open beside these."""
     echo: bool = False
     """Log every statement with its parameters; for development."""
     min_ready: int = Field(default=1, ge=0, le=1000)

@@ -6,10 +6,14 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from ..loggers import logger_named
 from ..pool import FairPool
 from ..pool.usage import NO_ROUTE, WEBSOCKET, Use, holder_of
+
+if TYPE_CHECKING:
+    from ..pool.thread_pool import ThreadPool
 
 logger = logger_named("detectors")
 
@@ -41,7 +45,9 @@ class Detectors:
     and 0 is never.
     """
 
-    def __init__(self, pool: Callable[[], FairPool], leak_after: float, env_prefix: str) -> None:
+    def __init__(
+        self, pool: "Callable[[], FairPool | ThreadPool]", leak_after: float, env_prefix: str
+    ) -> None:
         self._pool = pool
         self._leak_after = leak_after
         self._env_prefix = env_prefix
@@ -133,7 +139,7 @@ class Detectors:
                 )
         self._sought = []
 
-    def _name_idle(self, pool: FairPool, use: Use, now: float) -> None:
+    def _name_idle(self, pool: "FairPool | ThreadPool", use: Use, now: float) -> None:
         route = use.route or NO_ROUTE
         if use in self._leaks or use.ended or now < self._named.get(route, 0):
             return

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sqlalchemy.pool import Pool
+
 from ..pool import FairPool
 from ..pool.usage import OTHERS, WEBSOCKET
 
@@ -17,7 +19,7 @@ STATE = "db.client.connection.state"
 ROUTE = "http.request.method", "http.route"
 
 Source = tuple[dict[str, str], Any]
-"""A `FairPool`, or the `Watchdog`, and the attributes of all that it says."""
+"""A pool, or the `Watchdog`, and the attributes of all that it says."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ TIMES = {
 def readings(metric: Metric, asked: Iterable[Source]) -> Iterable[tuple[dict[str, str], float]]:
     """Read a metric of all that have it: attributes and value."""
     for attributes, source in asked:
-        if isinstance(source, FairPool) == metric.of_pool:
+        if isinstance(source, Pool) == metric.of_pool:
             found = metric.read(source)
             values = found.items() if isinstance(found, Mapping) else [((), found)]
             for key, value in values:

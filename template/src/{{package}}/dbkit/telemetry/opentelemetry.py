@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from typing import TYPE_CHECKING
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Histogram, Observation
@@ -12,6 +13,9 @@ from ..loggers import logger_named
 from ..pool import FairPool
 from ..pool.usage import BUCKETS, Usage
 from .metrics import METRICS, POOL, TIMES, Metric, Source, readings
+
+if TYPE_CHECKING:
+    from ..pool.thread_pool import ThreadPool
 
 logger = logger_named("telemetry")
 
@@ -71,7 +75,9 @@ def observations(metric: Metric, _options: CallbackOptions) -> Iterable[Observat
             yield Observation(value, attributes)
 
 
-async def log_pools(pools: Callable[[], Iterable[FairPool]], interval: float) -> None:
+async def log_pools(
+    pools: Callable[[], "Iterable[FairPool | ThreadPool]"], interval: float
+) -> None:
     """Write a line for each pool every `interval` seconds, and when cancelled; 0 is never.
 
     It says what the pool does now, and what was added since the last one.
@@ -85,7 +91,7 @@ async def log_pools(pools: Callable[[], Iterable[FairPool]], interval: float) ->
                 before[pool.name] = log_pool(pool, before.get(pool.name, {}))
 
 
-def log_pool(pool: FairPool, before: dict[str, float]) -> dict[str, float]:
+def log_pool(pool: "FairPool | ThreadPool", before: dict[str, float]) -> dict[str, float]:
     """Write the line of one pool; return its totals."""
     status, now = pool.snapshot(), totals(pool)
     fields = {
@@ -100,7 +106,7 @@ def log_pool(pool: FairPool, before: dict[str, float]) -> dict[str, float]:
     return now
 
 
-def totals(pool: FairPool) -> dict[str, float]:
+def totals(pool: "FairPool | ThreadPool") -> dict[str, float]:
     """Return what only grows."""
     status, routes = pool.snapshot(), pool.usage.routes.values()
     return {

@@ -24,9 +24,9 @@ import pytest
 from anyio.from_thread import BlockingPortal
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import DeclarativeBase, Session
 
 from ..database.databases import Databases
 from . import faults
@@ -44,6 +44,8 @@ DatabaseDown = Callable[[str], AbstractAsyncContextManager[None]]
 SlowDatabase = Callable[[str, float], AbstractContextManager[None]]
 """Has each statement take so many seconds longer until exit."""
 
+SYNCHRONOUS = {"sync_engine", "sync_session"}
+"""Fixtures whose connections see nothing of a sandbox."""
 MARKER = (
     "committed(*databases): real commits, in copies of these databases (of all) for this test alone"
 )
@@ -136,6 +138,8 @@ async def databases(
     """Give the databases to this test alone; fail it if it leaves anything behind."""
     marker = request.node.get_closest_marker("committed")
     committed = set(marker.args or isolations) if marker else set[str]()
+    if SYNCHRONOUS & set(request.fixturenames):
+        committed |= set(isolations)
     for name in sorted(committed):
         isolation_of(isolations, name)
     overrides = dict(running_app.dependency_overrides)
@@ -245,6 +249,23 @@ def sync_client(
         portal.call(portal.stop)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+
+
+@pytest.fixture
+def sync_engine(databases: Databases) -> Engine:
+    """Return the synchronous engine of the first database; such a test has copies of its own."""
+    return next(iter(databases.values())).sync.engine
+
+
+@pytest.fixture
+def sync_session(databases: Databases) -> Generator[Session]:
+    """Begin a synchronous session in the first database; such a test has copies of its own.
+
+    What others are to see is committed by `sync_session.commit()`.
+    """
+    with next(iter(databases.values())).sync.sessions() as session:
+        yield session
+        session.commit()
 
 
 class AddRows(Protocol):

@@ -194,7 +194,18 @@ class Isolation:
                 task.cancel()
             await asyncio.wait(unfinished, timeout=GRACE)
         watch.held.clear()
-        return faults
+        return faults + await self._leaks_of_threads()
+
+    async def _leaks_of_threads(self) -> list[str]:
+        """Say what synchronous code left behind, and close what it used."""
+        pools = self.database.pools[1:]
+        began = monotonic()
+        while any(pool.checkedout() for pool in pools) and monotonic() - began < PATIENCE:  # noqa: ASYNC110 -- threads return them
+            await asyncio.sleep(0.005)
+        holders = [str(holder) for pool in pools for holder in pool.holders()]
+        if pools:
+            await asyncio.to_thread(self.database.close_sync)
+        return [LEAK.format(name=self.database.name, checkout=holder) for holder in holders]
 
     async def _others(self, url: URL) -> bool:
         """Say whether more than the pool is connected to a copy, when what is on its way has come.

@@ -1,10 +1,11 @@
 """What routes depend on."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 from fastapi import Depends
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from ..database.database import Database
 from ..database.readers import Reader
@@ -20,6 +21,20 @@ def session_from(database: Database) -> Any:
 
     async def session() -> AsyncGenerator[AsyncSession]:
         async with database.session() as session:
+            yield session
+
+    return Depends(session, scope="function")
+
+
+def sync_session_from(database: Database) -> Any:
+    """Depend on one synchronous session, hence one transaction, per request: for `def` routes.
+
+    Its connections are counted in the budget from now on.
+    """
+    database.uses_sync = True
+
+    def session() -> Generator[Session]:
+        with database.sync.session() as session:
             yield session
 
     return Depends(session, scope="function")

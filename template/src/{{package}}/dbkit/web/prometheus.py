@@ -70,14 +70,13 @@ class Collector:
             )
         ]
         create, wait, use = families
-        for name, database in self._databases.items():
-            if database.is_open:
-                pool, status = database.pool, database.pool.snapshot()
-                returned = sum(pool.usage.buckets)
-                create.add_metric([name], status.connects, status.connect_seconds)
-                wait.add_metric([name], returned + status.in_use, status.wait_seconds)
-                held = sum(each.held for each in pool.usage.routes.values())
-                use.add_metric([name], cumulated(pool.usage.buckets), held)
+        for pool in self._databases.pools():
+            name, status = pool.name, pool.snapshot()
+            returned = sum(pool.usage.buckets)
+            create.add_metric([name], status.connects, status.connect_seconds)
+            wait.add_metric([name], returned + status.in_use, status.wait_seconds)
+            held = sum(each.held for each in pool.usage.routes.values())
+            use.add_metric([name], cumulated(pool.usage.buckets), held)
         yield from families
 
 

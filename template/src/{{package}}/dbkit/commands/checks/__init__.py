@@ -96,7 +96,7 @@ async def check(databases: Iterable[Database], *, deploy: bool = False) -> Async
                     async for finding in run(each, subject):
                         yield finding
                 if deploy and not settings.pgbouncer and (limits := await read_limits(ours)):
-                    claims.append(Claim(database.name, settings, limits))
+                    claims.append(Claim(database.name, settings, limits, database.uses_sync))
         except DatabaseError as error:
             yield Finding("database.E002", database.name, error.detail)
     for excess in excesses(claims, read_service_settings(variables).processes):

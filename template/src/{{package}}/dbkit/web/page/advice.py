@@ -1,13 +1,17 @@
 """What to do, in sentences, from what a pool says of itself."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...database.database import Database
 from ...errors import Holder
 from ...pool.usage import RouteUse
 from ...telemetry import sizing
 from ...telemetry.sizing import Load
+
+if TYPE_CHECKING:
+    from ...pool import FairPool
+    from ...pool.thread_pool import ThreadPool
 
 WINDOW = 30.0
 """Seconds over which the load is measured."""
@@ -41,9 +45,15 @@ def measure(
     )
 
 
-def advise(database: Database, holders: Sequence[Holder], load: Load | None) -> list[str]:
+def advise(
+    database: Database,
+    pool: "FairPool | ThreadPool",
+    holders: Sequence[Holder],
+    load: Load | None,
+) -> list[str]:
     """Say what to do, the most urgent first."""
-    status, settings = database.pool.snapshot(), database.settings
+    status, settings = pool.snapshot(), database.settings
+    size = "POOL_SIZE" if pool is database.pool else "SYNC_POOL_SIZE"
     advice: list[str] = []
     if status.breaker != "closed" or not database.probe.is_up:
         advice.append(
@@ -61,7 +71,7 @@ def advise(database: Database, holders: Sequence[Holder], load: Load | None) -> 
         return [*advice, f"{sentence}: no pool carries that; shorten what holds connections."]
     sentence += f"; with {found.size}, 99 % wait for less than {1000 * found.target:.0f} ms"
     if found.size > status.limit:
-        hint = f"raise {database.env_prefix}POOL_SIZE, or shorten what holds connections"
+        hint = f"raise {database.env_prefix}{size}, or shorten what holds connections"
         return [*advice, f"{sentence}, and there are {status.limit}: {hint}."]
     return [*advice, f"{sentence}, and there are {status.limit}."]
 

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from dataclasses import asdict
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...database.database import Database
 from ...database.databases import Databases
@@ -18,6 +18,10 @@ from ...settings.database import DatabaseSettings
 from ...settings.urls import shown as shown_url
 from ...telemetry.event_loop import Watchdog
 from .advice import advise, measure
+
+if TYPE_CHECKING:
+    from ...pool import FairPool
+    from ...pool.thread_pool import ThreadPool
 
 SECONDS = 300
 """What is remembered, while somebody looks."""
@@ -48,8 +52,8 @@ class State:
         return self._current | {"samples": samples}
 
     def _sample(self, now: float) -> dict[str, Any]:
-        databases = {each.name: sample(each) for each in self._databases.values() if each.is_open}
-        return {"at": round(now - self._began, 2), "databases": databases}
+        pools = {pool.name: sample(pool) for pool in self._databases.pools()}
+        return {"at": round(now - self._began, 2), "databases": pools}
 
     def _describe(self) -> dict[str, Any]:
         return {
@@ -59,19 +63,19 @@ class State:
             "time": round(time.time(), 3),
             "event_loop": describe_loop(self._databases.watchdog),
             "databases": {
-                each.name: self._describe_database(each)
+                pool.name: self._describe_pool(each, pool)
                 for each in self._databases.values()
                 if each.is_open
+                for pool in each.pools
             },
         }
 
-    def _describe_database(self, database: Database) -> dict[str, Any]:
-        pool = database.pool
+    def _describe_pool(self, database: Database, pool: "FairPool | ThreadPool") -> dict[str, Any]:
         holders = pool.holders(MOST)
         samples = [
-            {"at": each["at"], **each["databases"][database.name]}
+            {"at": each["at"], **each["databases"][pool.name]}
             for each in self._samples
-            if database.name in each["databases"]
+            if pool.name in each["databases"]
         ]
         load = measure(samples, pool.usage.routes.values())
         routes = sorted(
@@ -86,13 +90,13 @@ class State:
             "routes": [{"route": name, **asdict(use)} for name, use in routes[:MOST]],
             "settings": settings_of(database),
             "load": load and asdict(load),
-            "advice": advise(database, holders, load),
+            "advice": advise(database, pool, holders, load),
         }
 
 
-def sample(database: Database) -> dict[str, Any]:
+def sample(pool: "FairPool | ThreadPool") -> dict[str, Any]:
     """Return the numbers of one pool whose course is drawn, or summed."""
-    pool, status = database.pool, database.pool.snapshot()
+    status = pool.snapshot()
     return {
         "in_use": status.in_use,
         "idle": status.idle,
