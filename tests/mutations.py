@@ -201,10 +201,18 @@ MUTATIONS = [
     Mutation(
         "a task that is awaited is none of the request's",
         "context.py",
-        'name.startswith("Task.") or',
-        "",
+        "yield function.__self__",
+        "pass",
         CONTEXT,
         "sqlite",
+    ),
+    Mutation(
+        "what a worker waits for is the request's",
+        "context.py",
+        "any(map(self.includes, waiters(task)))",
+        "any(True for _ in waiters(task))",
+        CONTEXT,
+        "worker and sqlite",
     ),
     Mutation(
         "what is shielded is part of the request",

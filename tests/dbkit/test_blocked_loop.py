@@ -151,7 +151,7 @@ def stop_the_process(seconds: float) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("stop", [slow_sync, stop_the_process])
 @pytest.mark.parametrize(
-    "declared", ["postgresql", "pgbouncer", "mariadb", "sqlite"], indirect=True
+    "declared", ["postgresql", "pgbouncer", "mariadb", "mysql", "sqlite"], indirect=True
 )
 async def test_no_caller_is_turned_away_for_a_block_on_a_real_server(
     declared: Database, stop: Callable[[float], None]

@@ -18,7 +18,7 @@ from waiting import until
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.parametrize(
-        "declared", ["postgresql", "pgbouncer", "mariadb", "sqlite"], indirect=True
+        "declared", ["postgresql", "pgbouncer", "mariadb", "mysql", "sqlite"], indirect=True
     ),
 ]
 
@@ -212,6 +212,11 @@ async def awaited(work: Awaitable[None]) -> None:
     await asyncio.ensure_future(work)
 
 
+async def wait(work: Awaitable[None]) -> None:
+    done, _ = await asyncio.wait([asyncio.ensure_future(work)])
+    await done.pop()
+
+
 async def thread(work: Awaitable[None]) -> None:
     async def run() -> None:
         await work
@@ -220,7 +225,7 @@ async def thread(work: Awaitable[None]) -> None:
 
 
 @pytest.mark.parametrize(
-    "way", [gather, task_group, anyio_group, timeout, wait_for, awaited, thread]
+    "way", [gather, task_group, anyio_group, timeout, wait_for, awaited, wait, thread]
 )
 async def test_a_request_that_committed_in_a_task_it_waits_for_is_finished(
     service: Service, way: Callable[[Awaitable[None]], Awaitable[None]]
@@ -243,6 +248,45 @@ async def test_a_request_that_committed_in_a_task_it_waits_for_is_finished(
     assert service.statuses == [200]
     assert service.begun == ["committed", "mail"]
     assert service.database.pool.usage.routes["GET /"].checkouts == 1
+
+
+async def gathered_and_shielded(work: Awaitable[None]) -> None:
+    await asyncio.shield(asyncio.gather(work))
+
+
+# Not `thread`: which task waits for a thread is not known.
+@pytest.mark.parametrize(
+    "way",
+    [gather, task_group, anyio_group, timeout, wait_for, awaited, wait, gathered_and_shielded],
+)
+async def test_what_a_worker_of_a_living_request_waits_for_is_not_the_requests(
+    service: Service, way: Callable[[Awaitable[None]], Awaitable[None]]
+) -> None:
+    async def save() -> None:
+        await service.go_on.wait()
+        await in_session(service.database)
+
+    async def work() -> None:
+        await way(save())
+
+    @service.app.get("/")
+    async def route() -> None:
+        service.tasks.append(asyncio.create_task(work()))
+        try:
+            await asyncio.Event().wait()
+        finally:  # Its client has left, and it still ends.
+            service.go_on.set()
+            await until(service.tasks[0].done)
+
+    request = service.request("/")
+    await until(lambda: bool(service.tasks))
+    await asyncio.sleep(0)
+    service.left.set()
+    await request
+    await service.tasks[0]
+
+    assert await service.count() == 1
+    assert "GET /" not in service.database.pool.usage.routes
 
 
 @pytest.mark.parametrize("commits", [False, True])

@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.filterwarnings("ignore:The garbage collector is trying:sqlalchemy.exc.SAWarning"),
     pytest.mark.parametrize(
-        "declared", ["postgresql", "pgbouncer", "mariadb", "sqlite"], indirect=True
+        "declared", ["postgresql", "pgbouncer", "mariadb", "mysql", "sqlite"], indirect=True
     ),
 ]
 line_of = partial(line_marked, __file__)

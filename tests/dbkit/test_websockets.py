@@ -19,7 +19,7 @@ from websockets.asyncio.client import ClientConnection, connect
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.parametrize(
-        "declared", ["postgresql", "pgbouncer", "mariadb", "sqlite"], indirect=True
+        "declared", ["postgresql", "pgbouncer", "mariadb", "mysql", "sqlite"], indirect=True
     ),
 ]
 

@@ -6,7 +6,7 @@ Tasks inherit context variables, so a task that a request leaves behind still fi
 
 import asyncio
 import secrets
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from time import monotonic
@@ -54,8 +54,10 @@ class RequestContext:
         """The primaries that it wrote to, if it may write and there are replicas."""
 
     def includes(self, task: asyncio.Task[Any] | None) -> bool:
-        """Whether a task is part of this request: its own, or one that somebody waits for."""
-        return not self.ended and (task is self.task or task is None or is_awaited(task))
+        """Whether a task is part of this request: its own, or one that it waits for."""
+        if self.ended:
+            return False
+        return task is self.task or task is None or any(map(self.includes, waiters(task)))
 
 
 _request: ContextVar[RequestContext | None] = ContextVar("request", default=None)
@@ -128,17 +130,36 @@ def request_id() -> str:
     return request.id
 
 
-def is_awaited(task: asyncio.Task[Any]) -> bool:
-    """Return whether a task is awaited: by `await`, `gather`, a task group, or from a thread.
+def waiters(future: asyncio.Future[Any]) -> Iterator[asyncio.Task[Any] | None]:
+    """Yield who waits for a task: by `await`, `gather`, a task group; None for what is not known.
 
-    A task that was only created is not, nor is one in `shield()`, which outlives its waiter.
+    For a task that was only created nobody does, nor for one in `shield()`, which outlives its
+    waiter.
     """
-    for callback, _ in getattr(task, "_callbacks", None) or ():
-        waiter = getattr(callback, "func", callback)  # Python 3.11's `wait_for` has a partial.
-        name: str = getattr(waiter, "__qualname__", "")
-        module: str = getattr(waiter, "__module__", None) or ""
-        if name.startswith("Task.") or (
-            module.startswith(("asyncio.", "anyio.")) and not name.startswith("shield.")
-        ):
-            return True
-    return False
+    for callback, _ in getattr(future, "_callbacks", None) or ():
+        # Python 3.11's `wait_for` has a partial.
+        function = getattr(callback, "func", callback)
+        name: str = getattr(function, "__qualname__", "")
+        module: str = getattr(function, "__module__", None) or ""
+        if name.startswith("Task."):
+            yield function.__self__
+        elif module.startswith(("asyncio.", "anyio.")) and not name.startswith("shield."):
+            held = [getattr(function, "__self__", None), *getattr(callback, "args", ())]
+            held += (cell.cell_contents for cell in getattr(function, "__closure__", None) or ())
+            yield from of_a_group(held) or of_futures(held)
+
+
+def of_a_group(held: list[Any]) -> list[asyncio.Task[Any]]:
+    """Find the task of asyncio's or anyio's task group in what a callback holds."""
+    found = (getattr(each, "_parent_task", None) for each in held)
+    scopes = (getattr(each, "cancel_scope", None) for each in held)
+    hosts = (getattr(each, "_host_task", None) for each in scopes)
+    return [task for task in (*found, *hosts) if task is not None]
+
+
+def of_futures(held: list[Any]) -> Iterable[asyncio.Task[Any] | None]:
+    """Find who waits for what a callback of `gather`, `wait` or `wait_for` will set."""
+    futures = [each for each in held if asyncio.isfuture(each) and not hasattr(each, "get_coro")]
+    if not futures:
+        return [None]  # From a thread, in `as_completed`.
+    return (task for future in futures for task in waiters(future))
