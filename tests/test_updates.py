@@ -510,7 +510,7 @@ def test_update_by_hand_under_settings_of_git(owned: Owned, history: Path, tmp_p
     commit_all(template, tag="v100.0.0")
     (tmp_path / "git" / "template" / "info").mkdir(parents=True)
     (tmp_path / "git" / "template" / "info" / "exclude").write_text("*.toml\n")
-    (tmp_path / "git" / "excludes").write_text(".env*\npyrightconfig.json\n")
+    (tmp_path / "git" / "excludes").write_text(".env*\n*.env\ndbkit\npyrightconfig.json\n")
     (tmp_path / "gitconfig").write_text(OF_OWNERS.format(folder=tmp_path / "git"))
     variables = {"GIT_CONFIG_GLOBAL": str(tmp_path / "gitconfig")}
 
@@ -700,6 +700,8 @@ def test_changes_of_the_templates_files_are_conflicts_and_an_update_can_be_taken
     add(f"{PACKAGE}/dbkit/__init__.py", "# More.\n")(template)
     move(f"{PACKAGE}/dbkit/errors.py", f"{PACKAGE}/dbkit/news.py")(template)
     add(f"{PACKAGE}/dbkit/news.py", "# New.\n")(template)
+    unlist("/manage.py")(template)
+    drop("template/manage.py.jinja")(template)  # It is the owner's, who keeps it.
     commit_all(template, tag="v100.0.0")
     text = (ROOT / "docs" / "updating.md").read_text(encoding="utf-8")
     (listing,) = re.findall("`(git diff --name.*?)`", text)
@@ -727,6 +729,7 @@ def test_changes_of_the_templates_files_are_conflicts_and_an_update_can_be_taken
 
     assert run(service, "bash", "-c", listing).stdout == "ruff.toml\n"
     assert not (service / "src/my_service/dbkit/__init__.py").exists()
+    assert (service / "manage.py").exists()
     assert (service / "src/my_service/dbkit/news.py").exists()
     assert not (service / "src/my_service/dbkit/errors.py").exists()  # Git shows no conflict.
     run(service, "bash", "-c", taking_back)
@@ -776,11 +779,3 @@ def test_service_in_a_folder_of_a_repository_is_updated(
     assert faults(odd, render(**answers_of(folder)).path) == []
     assert (folder / "manage.py").stat().st_mode & 0o111
     assert [name for name in ("CLAUDE.md", "broken") if not (folder / name).is_symlink()] == []
-
-
-def test_owners_keep_a_file_that_the_template_drops(
-    owned: Owned, history: Path, tmp_path: Path
-) -> None:
-    mutations = [unlist("/manage.py"), drop("template/manage.py.jinja")]
-
-    assert faults_after(mutations, owned, history, tmp_path) == []
