@@ -206,6 +206,16 @@ def pages_of(nav: Any) -> Iterator[str]:
                 yield from pages_of(value)
 
 
+def test_each_test_that_is_named_is_there() -> None:
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", design))
+    files = [file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py")]
+    there = {name for text in files for name in re.findall(r"\bdef (\w+)", text)}
+
+    assert len(named) >= 40
+    assert named - there == set()
+
+
 def test_the_site_shows_every_page() -> None:
     site = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
 
