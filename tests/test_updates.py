@@ -621,6 +621,14 @@ MUTATIONS: dict[str, tuple[list[Mutation], str]] = {
         ],
         "ruff.toml: not as expected",
     ),
+    "file left out by an answer, at a path where it was": (
+        [
+            change(
+                "copier.yml", '  - "~*"\n', '  - "{% if not containers %}/ruff.toml{% endif %}"\n'
+            )
+        ],
+        "ruff.toml: nobody asked for it",
+    ),
     "random text": (
         [
             add("template/ruff.toml", "# {{ range(99999) | random }}\n"),
