@@ -20,8 +20,8 @@ import pytest
 from catalogue import Money, Status
 from dbkit import Database
 from dbkit.commands.embedded import EmbeddedPostgres
-from dbkit.database.native import run_natively
-from dbkit.database.readers import nothing, run_alone
+from dbkit.database.native import nothing, run_natively
+from dbkit.database.readers import run_alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_statements import (

@@ -20,7 +20,8 @@ from sqlalchemy.dialects.postgresql.asyncpg import (
 )
 from sqlalchemy.engine.cursor import CursorResult
 from sqlalchemy.engine.default import DefaultExecutionContext
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, loading
+from sqlalchemy.orm.context import _ORMSelectCompileState as ORMState
 from sqlalchemy.pool import base
 from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.schema import CallableColumnDefault
@@ -51,6 +52,12 @@ READ: dict[Callable[..., object], str] = {
     CursorResult.__init__: "3ad871cd",
     Connection._handle_dbapi_exception: "dc273f24",
     CallableColumnDefault._maybe_wrap_callable: "e6565f2f",
+    # The same, for objects
+    Session._get_impl: "bee19663",
+    loading._load_on_pk_identity: "2b18d49b",
+    ORMState.orm_execute_statement: "8b119e5f",
+    ORMState.orm_pre_session_exec: "58f17116",
+    ORMState.orm_setup_cursor_result: "93d5710c",
 }
 """Functions, and fingerprints of their text."""
 

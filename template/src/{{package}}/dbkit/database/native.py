@@ -16,13 +16,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, NoReturn
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, MissingGreenlet
+from sqlalchemy.exc import DBAPIError, MissingGreenlet, UnboundExecutionError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool.base import _ConnectionFairy  # pyright: ignore[reportPrivateUsage] -- as above
 from sqlalchemy.sql import Select, compiler, schema
+from sqlalchemy.sql.base import CompileState
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import TextClause
 from sqlalchemy.sql.selectable import CompoundSelect, TextualSelect
@@ -38,7 +40,15 @@ from ..pool.usage import use_of
 KINDS = (Select, CompoundSelect, TextClause, TextualSelect, UpdateBase)
 """Statements that SQLAlchemy executes in the same way."""
 DIALECT = "sqlalchemy.dialects.postgresql.asyncpg"
+Asks = tuple[Any, Any, Any]
 OPTIONS: Any = immutabledict({"isolation_level": "AUTOCOMMIT"})
+BUFFERED: Any = immutabledict({"prebuffer_rows": True})
+EVENTS = ("do_orm_execute", "after_begin", "after_transaction_create")
+"""Of a session; what is run natively has none."""
+
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,7 @@ class Ready:
 
     statement: Any
     parameters: Any
+    options: Any
     compiled: Any
     extracted: Any
     values: Any
@@ -65,8 +76,10 @@ class Native:
         self._session = Session()  # Knows the listeners to all.
         self._refusals: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
         self._closed = closed_connection(engine)
+        self.gets: WeakKeyDictionary[type, Asks] = WeakKeyDictionary()
+        """What gets objects of a class by a key of one value: statement, parameters, options."""
 
-    def compile(self, statement: Any, params: Any) -> Ready | None:
+    def compile(self, statement: Any, params: Any, options: Any = OPTIONS) -> Ready | None:
         """Compile a statement that can be run here; None if SQLAlchemy has to run it."""
         refusal = self._refusal(statement, params)
         ready = None
@@ -82,7 +95,8 @@ class Native:
             refusal = self._refusals.get(compiled)
             if refusal is None:
                 refusal = self._refusals[compiled] = refusal_of(compiled)
-            ready = Ready(statement, () if params is None else [params], compiled, *others)
+            given = () if params is None else [params]
+            ready = Ready(statement, given, options, compiled, *others)
         if not refusal:
             return ready
         if self._engine._should_log_info():
@@ -153,7 +167,7 @@ class Native:
             self._dialect,
             self._closed,
             slot.connection,
-            OPTIONS,
+            ready.options,
             ready.compiled,
             ready.parameters,
             ready.statement,
@@ -202,6 +216,49 @@ class Native:
         finally:
             connection.close()
 
+    async def objects(
+        self, statement: Any, params: Any, options: Any, begin: Callable[[], None]
+    ) -> Any:
+        """Run a statement that returns objects, and return them, detached.
+
+        None if SQLAlchemy has to do it, as it has to ask for more than this statement.
+        """
+        listeners = self._session.dispatch
+        if not isinstance(statement, Select) or any(getattr(listeners, name) for name in EVENTS):
+            return None
+        plugin: Any = CompileState.plugins["orm", "select"]
+        with Session() as session:  # Bound to nothing, it cannot ask.
+            bound: dict[str, Any] = {}
+            statement, options, params = plugin.orm_pre_session_exec(
+                session, statement, params, options, bound, False
+            )
+            ready = self.compile(statement, params or {}, OPTIONS.union(options))
+            result = ready and await self.run(ready, begin)
+            if ready is None or result is None:
+                return None
+            try:
+                return plugin.orm_setup_cursor_result(
+                    session, statement, params, options, bound, result
+                )
+            except UnboundExecutionError:
+                self._refusals[ready.compiled] = "what is loaded with it"
+                return None
+
+
+class Asking(Session):
+    """A session that does not ask, but notes what it would ask."""
+
+    asked: Asks | None = None
+
+    def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
+        """Note a statement."""
+        self.asked = statement, params, options["execution_options"].union(BUFFERED)
+        raise Asked
+
+
+class Asked(Exception):
+    """A statement would be asked now."""
+
 
 def make_native(engine: Engine) -> None:
     """Have an engine on asyncpg run its single statements natively."""
@@ -210,19 +267,50 @@ def make_native(engine: Engine) -> None:
 
 
 async def run_natively(
-    engine: Engine, statement: Any, params: Any, begin: Callable[[], None]
+    engine: Engine,
+    statement: Any,
+    params: Any,
+    begin: Callable[[], None] = nothing,
+    for_objects: Any = None,
 ) -> Any:
-    """Run a statement in AUTOCOMMIT, or return None: then SQLAlchemy has to run it."""
+    """Run a statement in AUTOCOMMIT, or return None: then SQLAlchemy has to run it.
+
+    `for_objects` are the options of a session's execution, if it returns objects.
+    """
     native: Native | None = vars(engine.dialect).get("native")
-    ready = native and native.compile(statement, params)
-    if not native or not ready:
+    if native is None:
         return None
     try:
-        return await native.run(ready, begin)
+        if for_objects is not None:
+            return await native.objects(statement, params, for_objects, begin)
+        ready = native.compile(statement, params)
+        return ready and await native.run(ready, begin)
     except DBAPIError as error:
         if not is_stale(error):  # Else nothing was done.
             raise
     return None
+
+
+async def get_natively(engine: Engine, entity: Any, ident: Any, given: Any) -> Any:
+    """Get an object, in a result; or return None: then SQLAlchemy has to get it."""
+    native: Native | None = vars(engine.dialect).get("native")
+    if native is None:
+        return None
+    is_simple = not given and type(ident) in {int, str, UUID} and isinstance(entity, type)
+    asked = native.gets.get(entity) if is_simple else None
+    if asked is None:
+        with Asking() as session, suppress(Asked):
+            session.get(entity, ident, options=given)
+        asked = session.asked
+        if asked is None:
+            return None
+        if is_simple:
+            native.gets[entity] = asked
+    statement, params, options = asked
+    if is_simple:
+        params = dict.fromkeys(params, ident)
+    result = await run_natively(engine, statement, params, for_objects=options)
+    return None if result is None else result.unique().scalars()
 
 
 def refusal_of(compiled: Any) -> str:

@@ -23,7 +23,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from ..engines.sqlstates import is_stale
 from ..errors import ReadOnly
-from .native import run_natively
+from .native import BUFFERED, get_natively, nothing, run_natively
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -176,10 +176,6 @@ class Stream(AbstractAsyncContextManager[AsyncResult[Any]]):
         await self._session.__aexit__(*error)
 
 
-def nothing() -> None:
-    """Do nothing."""
-
-
 async def run(
     engine: Engine,
     statement: Executable,
@@ -190,16 +186,19 @@ async def run(
 
     Natively, where that is the same: it takes half the time.
     """
-    if is_core(statement) or is_plain(statement):
-        result = await run_natively(engine, statement, params, begin)
-        if result is not None:
-            return result
-    return await greenlet_spawn(run_alone, engine, statement, params, begin)
+    options = None if is_core(statement) or is_plain(statement) else BUFFERED
+    result = await run_natively(engine, statement, params, begin, options)
+    if result is None:
+        result = await greenlet_spawn(run_alone, engine, statement, params, begin)
+    return result
 
 
 async def get(engine: Engine, entity: Any, ident: Any, options: Sequence[ORMOption]) -> Any:
-    """Get an object in AUTOCOMMIT."""
-    return await greenlet_spawn(get_alone, engine, entity, ident, options)
+    """Get an object in AUTOCOMMIT; natively, where that is the same."""
+    result = await get_natively(engine, entity, ident, options)
+    if result is None:
+        return await greenlet_spawn(get_alone, engine, entity, ident, options)
+    return result.one_or_none()
 
 
 def asked_again(ask: Callable[..., Any]) -> Callable[..., Any]:
@@ -236,7 +235,7 @@ def run_alone(
     with Session(engine) as session:
         session.connection(execution_options=AUTOCOMMIT)
         begin()
-        return session.execute(statement, params, execution_options={"prebuffer_rows": True})
+        return session.execute(statement, params, execution_options=BUFFERED)
 
 
 @asked_again
