@@ -21,6 +21,7 @@ from sqlalchemy import inspect, text
 
 ENGINES: dict[str, Dialect] = {
     "postgresql": "postgresql",
+    "pgbouncer": "postgresql",
     "contrib": "postgresql",
     "mariadb": "mysql",
     "mysql": "mysql",
@@ -30,7 +31,7 @@ ENGINES: dict[str, Dialect] = {
 
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
-    """Name the engine: on `contrib`, PostgreSQL has its extensions."""
+    """Name the engine: on `contrib`, PostgreSQL has its extensions; `pgbouncer` is before it."""
     return request.param
 
 
@@ -67,12 +68,17 @@ def database(
         url = f"sqlite:///{tmp_path / 'shop.sqlite3'}"
     elif engine == "contrib":
         url = request.getfixturevalue("contrib").url("shop").render_as_string(hide_password=False)
+    elif engine == "pgbouncer":
+        direct = request.getfixturevalue("database_url")
+        url = request.getfixturevalue("pooler").set(database=direct.database)
+        url = url.render_as_string(hide_password=False)
     elif engine == "postgresql":
         url = request.getfixturevalue("database_url").render_as_string(hide_password=False)
     else:
         server: Any = request.getfixturevalue(engine)
         url = server.new_database().render_as_string(hide_password=False)
-    return Database("shop", ENGINES[engine], base=models.base, url=url)
+    pooled = engine == "pgbouncer"
+    return Database("shop", ENGINES[engine], base=models.base, url=url, pgbouncer=pooled)
 
 
 async def remains(database: Database) -> set[str]:
@@ -125,7 +131,7 @@ async def test_it_goes_up_down_and_up_again_and_nothing_differs(
     assert await remains(database) == {"alembic_version"}
     await migrations.migrate(database)
 
-    assert await migrations.compare(database) == migrations.Differences([], [], [])
+    assert await migrations.compare(database) == migrations.Differences([], [], [], [])
     assert await migrations.make(database) is None
     await write_and_read(database, models)
     assert await migrations.make(database) is None

@@ -12,12 +12,16 @@ from dbkit.commands import migrations
 from dbkit.commands.checks import Finding, check
 from dbkit.settings.urls import Dialect
 from sqlalchemy import (
+    ARRAY,
     URL,
+    Boolean,
     CheckConstraint,
     Column,
     Computed,
+    Date,
     Enum,
     ForeignKey,
+    Identity,
     Index,
     Integer,
     MetaData,
@@ -29,6 +33,8 @@ from sqlalchemy import (
     func,
     text,
 )
+from sqlalchemy.dialects.postgresql import ExcludeConstraint
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import Time
 
@@ -56,6 +62,7 @@ class Shop:
         self.dialect: Dialect = dialect
         self.url = url
         self.ignored: list[str] = []
+        self.schema: str | None = None
 
     def database(self, *tables: Any) -> Database:
         """Declare the database with these models: functions that add them to the metadata."""
@@ -66,7 +73,9 @@ class Shop:
 
         for name, *columns in tables:
             made = [each() for each in columns]
-            Table(name, Base.metadata, Column("id", Integer, primary_key=True), *made)
+            key = [Column("id", Integer, primary_key=True)]
+            own = any(getattr(each, "name", "") == "id" for each in made)
+            Table(name, Base.metadata, *([] if own else key), *made, schema=self.schema)
         return Database("shop", self.dialect, base=Base, url=self.url, ignore_tables=self.ignored)
 
     async def become(self, *tables: Any, yes: bool = False, message: str = "") -> "Change":
@@ -426,7 +435,7 @@ async def test_partitions_are_left_alone(shop: Shop) -> None:
 
     assert (await shop.write(measurements())).said == []
     assert await migrations.compare(shop.database(measurements())) == migrations.Differences(
-        [], [], []
+        [], [], [], []
     )
 
 
@@ -706,15 +715,11 @@ async def test_a_foreign_key_that_stays_keeps_an_index(shop: Shop) -> None:
 
 @on("sqlite")
 async def test_a_rebuild_keeps_the_order_of_an_index(shop: Shop) -> None:
-    plain = lambda: Index("ix_size", "size")  # noqa: E731
-    await shop.become(("items", name_, column("size", Integer), plain))
-    await shop.run(
-        "DROP INDEX ix_size",
-        "CREATE INDEX ix_size ON items (size DESC)",
-        "INSERT INTO items VALUES (1, 'a', 1)",
-    )
+    ordered = index("ix_size", text("size DESC"))
+    await shop.become(("items", name_, column("size", Integer), ordered))
+    await shop.run("INSERT INTO items VALUES (1, 'a', 1)")
 
-    await shop.become(("items", column("name", String(30)), column("size", Integer), plain))
+    await shop.become(("items", column("name", String(30)), column("size", Integer), ordered))
 
     (made,) = await shop.run("SELECT sql FROM sqlite_master WHERE name = 'ix_size'")
     assert made == ("CREATE INDEX ix_size ON items (size DESC)",)
@@ -784,3 +789,288 @@ async def test_a_server_that_refuses_alembics_own_table_is_named_with_what_to_do
     assert rest[-1] == (
         "  the role may not do that: GRANT it, or migrate as the one that owns the tables"
     )
+
+
+def check_(name: str, condition: str) -> Callable[[], CheckConstraint]:
+    """Make a CHECK anew for each table."""
+    return lambda: CheckConstraint(condition, name=name)
+
+
+def index(name: str, *columns: Any, **options: Any) -> Callable[[], Index]:
+    """Make an index anew for each table."""
+    return lambda: Index(name, *columns, **options)
+
+
+@on(*ENGINES, "mysql")
+async def test_a_check_gets_another_condition(shop: Shop) -> None:
+    size = column("size", Integer)
+    old = ("items", size, check_("small", "size < 5"))
+    new = ("items", size, check_("small", "size < 9"), column("color", String(9)))
+    await shop.become(old)
+    assert (await shop.write(("items", size, check_("small", "size<5")))).path is None
+
+    change = await shop.become(new)
+
+    assert change.warns("W009")
+    await shop.run("INSERT INTO items (id, size) VALUES (1, 7)")
+    await shop.run("DELETE FROM items")
+    await shop.back_and_forth(new)
+    with pytest.raises(DBAPIError):
+        await shop.run("INSERT INTO items (id, size) VALUES (2, 9)")
+
+
+@on("postgresql", "mysql", "sqlite")
+async def test_an_index_gets_another_expression_order_or_condition(shop: Shop) -> None:
+    dialects = ("postgresql", "sqlite")
+
+    def models(upper: str, order: str, where: str) -> Any:
+        conditions = {f"{each}_where": text(where) for each in dialects}
+        return (
+            "items",
+            name_,
+            column("size", Integer),
+            index("ix_upper", text(f"({upper}(name))")),
+            index("ix_size", text(f"size {order}")),
+            index("ix_some", "size", **conditions),
+        )
+
+    await shop.become(models("upper", "ASC", "size > 1"))
+    new = models("lower", "DESC", "size > 2")
+    change = await shop.become(new)
+
+    said = [each for each in change.said if " index " in each and "migrations" not in each]
+    some = [] if shop.dialect == "mysql" else ["ix_some"]
+    assert sorted(said) == sorted(
+        f"  {verb} index {name} of items"
+        for verb in ("remove", "add")
+        for name in ("ix_upper", "ix_size", *some)
+    )
+    await shop.back_and_forth(new)
+
+
+@on("postgresql")
+async def test_what_only_postgresql_has_gets_another_definition(shop: Shop) -> None:
+    def models(operator: str, using: str, expression: str, **deferrable: Any) -> Any:
+        return (
+            "items",
+            column("size", Integer),
+            column("twice", Integer, Computed(expression, persisted=True)),
+            index("ix_items_size", "size", postgresql_using=using),
+            lambda: ExcludeConstraint(("size", operator), name="ex_items", using="btree"),
+            lambda: UniqueConstraint("size", name="uq_items", **deferrable),
+        )
+
+    await shop.become(("items", column("size", Integer)))
+    exclude = ("items", *models("=", "btree", "size * 2")[1:])
+    await shop.become(exclude)
+    new = models("=", "hash", "size * 3", deferrable=True)
+    change = await shop.become(new)
+
+    assert "  modify expression of items.twice" in change.said
+    assert change.warns("W008")
+    assert change.warns("W010")
+    await shop.back_and_forth(new)
+    gone = await shop.become(("items", column("size", Integer)))
+    assert "  remove constraint ex_items of items" in gone.said
+
+
+@each_engine
+async def test_a_primary_key_gets_another_column(shop: Shop) -> None:
+    """SQLite's is left to whoever writes the migration, and said."""
+    own = {"primary_key": True, "autoincrement": False}
+    await shop.become(
+        ("items", column("id", Integer, **own), column("code", String(9), nullable=False))
+    )
+    await shop.run("INSERT INTO items (id, code) VALUES (1, 'a')")
+    new = ("items", column("id", Integer, **own), column("code", String(9), **own))
+
+    if shop.dialect == "sqlite":
+        change = await shop.write(new)
+        found = [each async for each in check([shop.database(new)])]
+        assert change.path is None
+        assert change.said == ["  left to you: the primary key of items is id"]
+        assert [each.id for each in found] == ["migrations.W014"]
+        return
+    await shop.become(new)
+    await shop.run("INSERT INTO items (id, code) VALUES (1, 'b')")
+    await shop.run("DELETE FROM items WHERE code = 'b'")
+    await shop.back_and_forth(new)
+
+
+@each_engine
+async def test_what_is_not_written_of_a_generated_column_is_said(shop: Shop) -> None:
+    plain, generated = column("twice", Integer), twice
+    await shop.become(("items", plain))
+
+    change = await shop.write(("items", generated))
+
+    assert change.path is None
+    assert change.said == ["  left to you: items.twice is to be generated"]
+
+
+@on("postgresql")
+async def test_an_identity_is_left_to_you(shop: Shop) -> None:
+    await shop.become(("items", column("number", Integer, Identity(), nullable=False)))
+
+    always = column("number", Integer, Identity(always=True), nullable=False)
+    for new in (always, column("number", Integer, nullable=False)):
+        change = await shop.write(("items", new))
+
+        assert change.said == ["  left to you: the identity of items.number differs"]
+
+
+@on("mariadb", "mysql", "sqlite")
+async def test_servers_without_identities_miss_none(shop: Shop) -> None:
+    await shop.become(("items", column("number", Integer)))
+
+    assert (await shop.write(("items", column("number", Integer, Identity())))).said == []
+
+
+@on("postgresql")
+async def test_a_role_that_cannot_compare_definitions_is_told_so(
+    shop: Shop, database_url: URL
+) -> None:
+    size, name = column("size", Integer), database_url.database
+    await shop.become(("items", size, check_("small", "size < 5")))
+    await shop.run(
+        f"CREATE ROLE {name} LOGIN PASSWORD 's3cret'",
+        f"REVOKE TEMPORARY ON DATABASE {name} FROM PUBLIC",
+        f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}",
+    )
+    poor = database_url.set(username=name, password="s3cret")  # noqa: S106 -- of this test
+    shop.url = poor.render_as_string(hide_password=False)
+
+    found = [each async for each in check([shop.database(("items", size))])]
+
+    assert [each.id for each in found] == ["database.W002", "migrations.W014"]
+    assert found[-1].text == (
+        "makemigrations does not write this: definitions of items are not seen: permission denied"
+        f' to create temporary tables in database "{name}"'
+    )
+
+
+@on("postgresql")
+async def test_a_table_that_goes_to_another_schema_keeps_its_rows(shop: Shop) -> None:
+    await shop.become(("items", column("name", String(20), index=True)))
+    await shop.run("INSERT INTO items (id, name) VALUES (1, 'a')")
+    shop.schema = "billing"
+    new = shop.database(("things", column("name", String(20), index=True)))
+    shop.schema = None
+    said: list[str] = []
+
+    await migrations.make(new, ask=lambda _: True, on_note=said.append)
+    await migrations.migrate(new)
+
+    assert await shop.run("SELECT name FROM billing.things") == [("a",)]
+    assert "  move table things to schema billing" in said
+    assert (await migrations.compare(new)).changes == []
+    await migrations.migrate(new, "-1")
+    assert await shop.run("SELECT name FROM items") == [("a",)]
+
+
+@each_engine
+async def test_tables_may_refer_to_each_other(shop: Shop) -> None:
+    """Their foreign keys are made after both, and dropped before."""
+    both = (
+        ("authors", reference("best_id", "books.id")),
+        ("books", reference("author_id", "authors.id")),
+    )
+
+    await shop.become(*both)
+    await shop.back_and_forth(*both)
+    await shop.become(("others",))
+    await migrations.migrate(shop.database(("others",)), "zero")
+    await migrations.migrate(shop.database(("others",)))
+
+
+@on("postgresql")
+@pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [
+        (String(9), Integer(), "1"),
+        (Integer(), Boolean(), "1"),
+        (Enum("1", "2", name="old"), Enum("2", "1", name="new"), "1"),
+    ],
+)
+async def test_a_column_with_a_default_gets_another_type(
+    shop: Shop, old: Any, new: Any, value: str
+) -> None:
+    default = text("true") if isinstance(new, Boolean) else value
+    models = ("items", column("size", new, server_default=default))
+    await shop.become(("items", column("size", old, server_default=value)))
+    await shop.run("INSERT INTO items (id) VALUES (1)")
+
+    await shop.become(models)
+    await shop.back_and_forth(models)
+
+    await shop.run("INSERT INTO items (id) VALUES (2)")
+    rows = await shop.run("SELECT size FROM items")
+    assert rows[0] == rows[1]
+
+
+@on("postgresql")
+@pytest.mark.parametrize("array", [False, True])
+async def test_a_label_goes_that_is_a_default(shop: Shop, *, array: bool) -> None:
+    def models(*labels: str, default: str) -> Any:
+        kind = Enum(*labels, name="status")
+        if array:
+            return ("items", column("status", ARRAY(kind), server_default=f"{{{default}}}"))
+        return ("items", column("status", kind, server_default=default))
+
+    await shop.become(models("new", "old", default="old"))
+
+    await shop.become(models("new", "next", default="next"))
+    await shop.back_and_forth(models("new", "next", default="next"))
+
+
+@on(*ENGINES, "mysql")
+async def test_percent_signs_and_quotes_stay_as_they_are(shop: Shop) -> None:
+    def models(note: str, condition: str) -> Any:
+        default = column("note", String(40), server_default=note)
+        return ("items", default, column("size", Integer), check_("even", condition))
+
+    await shop.become(models("none", "size % 2 = 0"))
+    new = models('50% of: it\'s "q"', "size % 3 = 0 OR note LIKE '%x'")
+    await shop.become(new)
+    await shop.back_and_forth(new)
+
+    await shop.run("INSERT INTO items (id, size) VALUES (1, 3)")
+    assert await shop.run("SELECT note FROM items") == [('50% of: it\'s "q"',)]
+
+
+@on("sqlite")
+async def test_a_rebuild_keeps_values_that_the_new_type_does_not_have(shop: Shop) -> None:
+    await shop.become(("items", column("at", String(30)), column("size", String(9))))
+    await shop.run("INSERT INTO items VALUES (1, '2026-01-02 03:04:05', 'large')")
+
+    await shop.become(("items", column("at", Date), column("size", Integer)))
+
+    assert await shop.run("SELECT at, size FROM items") == [("2026-01-02 03:04:05", "large")]
+
+
+@on("mariadb", "sqlite")
+async def test_the_check_of_a_type_goes_with_it(shop: Shop) -> None:
+    of_type = Enum("a", "b", name="kind", native_enum=False, create_constraint=True)
+    await shop.become(("items", lambda: Column("kind", of_type)))
+
+    change = await shop.become(("items", column("kind", String(1))))
+
+    assert "  remove constraint ck_items_kind of items" in change.said
+    await shop.run("INSERT INTO items (id, kind) VALUES (1, 'c')")
+
+
+@on("mariadb", "postgresql")
+async def test_what_rows_do_not_fit_is_said_in_the_servers_words(shop: Shop) -> None:
+    await shop.become(("items", column("size", String(9))))
+    await shop.run("INSERT INTO items VALUES (1, 'large')")
+    new = ("items", column("size", Integer))
+    await shop.write(new)
+
+    with pytest.raises(migrations.MigrationFailed) as caught:
+        await migrations.migrate(shop.database(new))
+
+    reasons = {
+        "postgresql": "  invalid input syntax for type integer: …",
+        "mysql": "  1292 Truncated incorrect INTEGER value: …",
+    }
+    assert str(caught.value).splitlines()[1] == reasons[shop.dialect]

@@ -439,7 +439,8 @@ async def test_a_migration_that_fails_leaves_the_earlier_ones(database: Database
 MIGRATOR = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[1])
-from dbkit import Database, migrations
+from dbkit import Database
+from dbkit.commands import migrations
 from sqlalchemy.orm import DeclarativeBase
 class Base(DeclarativeBase): pass
 database = Database("orders", sys.argv[2], base=Base)

@@ -26,6 +26,9 @@ VALUE = re.compile(r"(entry|value:?) (?:'.*'(?= for (?:key|column) )|'.*'(?=$| a
 NAMES_ONLY = {
     *(1044, 1045, 1048, 1049, 1054, 1072, 1091, 1136, 1146, 1205, 1213, 1216, 1217, 1264, 1265),
     *(1305, 1317, 1364, 1406, 1451, 1452, 1698, 1969, 3024, 3819, 4025),
+    # Of changes of a schema.
+    *(1005, 1050, 1060, 1061, 1067, 1068, 1075, 1118, 1138, 1170, 1553, 1826, 1828, 1829, 1832),
+    *(1833, 1901, 3780),
 }
 """Errors of MariaDB and MySQL that quote nothing but names."""
 ARGUMENT = re.compile(r"invalid input for query argument \$(\d+)")
@@ -214,7 +217,7 @@ def schema_differs(context: ExceptionContext) -> bool:
         return bool(failure.column) and table is not None and failure.column not in table.c
     labels: dict[str, list[str]] = {
         name: bound.type.enums
-        for name, bound in compiled.binds.items()
+        for name, bound in getattr(compiled, "binds", {}).items()  # DDL has none.
         if isinstance(bound.type, Enum)
     }
     if failure.value is not None:  # PostgreSQL's; MySQL's names the column.

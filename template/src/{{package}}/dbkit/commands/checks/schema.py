@@ -45,6 +45,12 @@ async def check_schema(subject: Subject) -> AsyncGenerator[Finding]:
                 f"the server does not keep this as the models say: {shown(found.limits)}",
                 "change the model, and run `manage.py makemigrations`",
             )
+        if found.by_hand:
+            yield subject.finding(
+                "migrations.W014",
+                f"makemigrations does not write this: {shown(found.by_hand)}",
+                f"run `manage.py makemigrations --database {database.name} --empty`, and write it",
+            )
     except CommandError as error:
         yield subject.finding("database.E002", str(error).removeprefix(f"{database.name}: "))
 

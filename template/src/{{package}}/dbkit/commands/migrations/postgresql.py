@@ -73,6 +73,10 @@ class ChangeEnum(SqlOp):
     renamed: tuple[str, str] | None = None
     """The labels that may be one and the same, before and after."""
 
+    def reverse(self) -> "ChangeEnum":
+        """Return the way back."""
+        return ChangeEnum(self.reversed_said, self.down, self.up, self.said)
+
 
 def quoted(name: str) -> str:
     """Quote a name where it has to be."""
@@ -178,6 +182,19 @@ def extensions(connection: Connection, types: set[str]) -> Iterator[SqlOp]:
         yield SqlOp(f"add extension {name}", [f"CREATE EXTENSION IF NOT EXISTS {name}"])
 
 
+class MoveTable(SqlOp):
+    """A table goes to another schema."""
+
+
+def move(table: str, old: str, new: str) -> MoveTable:
+    """Move a table to another schema."""
+
+    def sql(before: str, after: str) -> list[str]:
+        return [f"ALTER TABLE {Name(before, table).sql} SET SCHEMA {quoted(after)}"]
+
+    return MoveTable(f"move table {table} to schema {new}", sql(old, new), sql(new, old))
+
+
 def create(name: Name, labels: Sequence[str]) -> SqlOp:
     """Create an enum."""
     return SqlOp(
@@ -250,6 +267,8 @@ def rewrite(name: Name, labels: Sequence[str], columns: Iterable[tuple[Any, ...]
             f"ALTER TABLE {table} ALTER COLUMN {column} TYPE {type_} USING {column}::{via}::{type_}"
         )
         label = re.match(r"'((?:[^']|'')*)'::", default or "")
-        if default and (not label or is_array or label[1].replace("''", "'") in labels):
+        items = re.findall(r'[^{},"]+', label[1]) if label and is_array else []
+        known = items or ([label[1].replace("''", "'")] if label else [])
+        if default and all(each in labels for each in known):
             yield f"ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT {default}"
     yield f"DROP TYPE {old.sql}"

@@ -72,6 +72,8 @@ def rename(upgrade_ops: ops.UpgradeOps, context: MigrationContext, ask: Ask) -> 
         return is_alike(context, old.to_column(), new.to_column())
 
     def is_same_table(old: ops.DropTableOp, new: ops.CreateTableOp) -> bool:
+        if old.schema != new.schema and context.dialect.name != "postgresql":
+            return False
         before, after = old.to_table().columns, new.to_table().columns
         return before.keys() == after.keys() and all(
             is_alike(context, each, after[each.name]) for each in before
@@ -83,10 +85,11 @@ def rename(upgrade_ops: ops.UpgradeOps, context: MigrationContext, ask: Ask) -> 
         is_same_table,
         lambda each: each.table_name,
     ):
-        if ask(f"Is table {new.table_name} the table {old.table_name}, renamed?"):
-            rename_table(upgrade_ops, old, new)
+        names = [str(postgresql.Name(each.schema, each.table_name)) for each in (old, new)]
+        if ask(f"Is table {names[1]} the table {names[0]}, renamed?"):
+            rename_table(upgrade_ops, old, new, str(context.dialect.default_schema_name))
         else:
-            left.append(f"table {old.table_name} goes, and table {new.table_name} comes")
+            left.append(f"table {names[0]} goes, and table {names[1]} comes")
     for table in of_kind(upgrade_ops, ops.ModifyTableOps):
         for old, new in pairs(
             of_kind(table, ops.DropColumnOp), of_kind(table, ops.AddColumnOp), is_same, name_of
@@ -142,18 +145,25 @@ def name_of(op: ops.AddColumnOp | ops.DropColumnOp) -> str:
     return op.column_name if isinstance(op, ops.DropColumnOp) else op.column.name
 
 
-def rename_table(upgrade_ops: ops.UpgradeOps, old: ops.DropTableOp, new: ops.CreateTableOp) -> None:
+def rename_table(
+    upgrade_ops: ops.UpgradeOps, old: ops.DropTableOp, new: ops.CreateTableOp, default: str
+) -> None:
     """Rename a table in place of dropping it; indexes and constraints go before, and come after."""
     before: list[ops.MigrateOperation] = []
     for table in of_kind(upgrade_ops, ops.ModifyTableOps):
         dropped = [each for each in table.ops if isinstance(each, DROPS)]
         before.append(ops.ModifyTableOps(table.table_name, dropped, schema=table.schema))
         table.ops[:] = [each for each in table.ops if each not in dropped]
-    upgrade_ops.ops[:] = [
-        *before,
-        RenameTable(old.table_name, new.table_name, schema=old.schema),
-        *(each for each in upgrade_ops.ops if each is not old and each is not new),
-    ]
+    renamed: list[ops.MigrateOperation] = []
+    if old.table_name != new.table_name:
+        renamed.append(RenameTable(old.table_name, new.table_name, schema=old.schema))
+    if old.schema != new.schema:
+        schemas = [each.schema or default for each in (old, new)]
+        renamed.append(postgresql.move(new.table_name, *schemas))
+    # Where the table would be made: after its schema.
+    place = upgrade_ops.ops.index(new)
+    first, rest = upgrade_ops.ops[:place], upgrade_ops.ops[place + 1 :]
+    upgrade_ops.ops[:] = [each for each in (*before, *first, *renamed, *rest) if each is not old]
 
 
 def rename_column(

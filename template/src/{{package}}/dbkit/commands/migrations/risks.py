@@ -44,6 +44,8 @@ def of_table(op: ops.MigrateOperation, dialect: Dialect) -> Iterator[Risk]:
             )
         case RenameTable():
             yield renamed(f"table {op.table_name}")
+        case postgresql.MoveTable():
+            yield renamed(op.said.removeprefix("move ").partition(" to ")[0])
         case postgresql.ChangeEnum() if op.removed:
             yield Risk(
                 "migrations.W011",

@@ -1,4 +1,4 @@
-"""SQLite: what Alembic's copy of a table loses, and indexes on expressions, which it does not see.
+"""SQLite: what Alembic's copy of a table loses.
 
 SQLite alters little of a table, so that Alembic makes another one, copies the rows and renames it.
 It takes along what SQLAlchemy can read, which is not all.
@@ -9,14 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from alembic.autogenerate.api import AutogenContext
-from alembic.operations import ops
-from alembic.util import PriorityDispatchResult
-from sqlalchemy import Connection, Engine, Index, Insert, event, insert
+from sqlalchemy import Cast, Connection, Engine, Insert, Label, event, insert
 from sqlalchemy.exc import DBAPIError
-
-from .limits import is_plain
-from .statements import SqlOp
 
 COPY = r'(?:"(_alembic_tmp_[^"]+)"|(_alembic_tmp_\w+))'
 BEGINS = re.compile(rf"\s*CREATE TABLE {COPY}")
@@ -197,17 +191,20 @@ def keep_what_a_rebuild_loses(engine: Engine) -> None:
         _connection: Connection, statement: Any, several: Any, parameters: Any, _options: Any
     ) -> tuple[Any, Any, Any]:
         if isinstance(statement, Insert) and statement.table.name.startswith("_alembic_tmp_"):
-            statement = without_generated(statement)
+            statement = as_they_are(statement)
         return statement, several, parameters
 
 
-def without_generated(statement: Insert) -> Insert:
-    """Copy no values of generated columns, which SQLite refuses and Alembic does not know."""
+def as_they_are(statement: Insert) -> Insert:
+    """Copy values as they are: CAST AS DATE would leave the year of a date, and of a word 0.
+
+    None of generated columns, which SQLite refuses and Alembic does not know.
+    """
     names: list[str] = getattr(statement, "_select_names", None) or []
     select: Any = statement.select
     columns: Any = statement.table.columns
     kept = [
-        (name, value)
+        (name, uncast(value))
         for name, value in zip(names, select.selected_columns, strict=True)
         if columns[name].computed is None
     ]
@@ -215,29 +212,9 @@ def without_generated(statement: Insert) -> Insert:
     return insert(statement.table).inline().from_select([name for name, _ in kept], values)
 
 
-def compare_expressions(
-    context: AutogenContext, upgrade_ops: ops.UpgradeOps, _schemas: set[str | None]
-) -> PriorityDispatchResult:
-    """Find indexes on expressions that are to come or to go, by their names."""
-    connection = context.connection
-    assert connection is not None  # noqa: S101 -- Alembic compares with a database
-    indexes = connection.exec_driver_sql(
-        "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
-    ).all()
-    there: dict[str, str] = {name: sql for name, sql in indexes if has_expression(connection, name)}
-    wanted: dict[str, Index] = {}
-    for table in context.sorted_tables:
-        for index in table.indexes:
-            if index.name and not is_plain(index):
-                wanted[str(index.name)] = index
-    for name in sorted(there.keys() - wanted.keys()):
-        if context.run_object_filters(Index(name), name, "index", True, None):
-            quoted = connection.dialect.identifier_preparer.quote(name)
-            upgrade_ops.ops.insert(
-                0, SqlOp(f"remove index {name}", [f"DROP INDEX {quoted}"], [there[name]])
-            )
-    # Apart from other changes of the table: a copy of it would have no expression in its index.
-    upgrade_ops.ops += [
-        ops.CreateIndexOp.from_index(wanted[name]) for name in sorted(wanted.keys() - there.keys())
-    ]
-    return PriorityDispatchResult.CONTINUE
+def uncast(value: Any) -> Any:
+    """Return what is cast."""
+    kinds: Any = (Label, Cast)
+    while isinstance(value, kinds):
+        value = value.clause if isinstance(value, Cast) else value.element
+    return value

@@ -17,16 +17,24 @@ from alembic.migration import MigrationContext
 from alembic.operations import ops
 from alembic.script import Script
 from alembic.util import CommandError
-from sqlalchemy import Column, Connection, Index, MetaData, inspect
+from sqlalchemy import (
+    Column,
+    Connection,
+    DefaultClause,
+    ForeignKeyConstraint,
+    Index,
+    MetaData,
+    inspect,
+)
 from sqlalchemy.engine import Dialect
 
 from ...database.database import Database
-from .comparing import find_changes, said
+from .comparing import Comparison, find_changes, said
 from .connecting import connect
 from .failures import DIRECTORY
 from .history import configure, known_heads, next_revision, read_scripts
 from .limits import LIMITS, of_columns, of_indexes
-from .postgresql import quoted
+from .postgresql import ChangeEnum, is_native, quoted
 from .renames import Ask, of_kind, rename
 from .risks import Risk, of_column, of_table
 from .statements import Remark
@@ -44,6 +52,8 @@ class Differences:
     """What neither a model nor a migration names, e.g. `table audit`."""
     limits: list[str]
     """Columns that the server does not keep as the model says."""
+    by_hand: list[str]
+    """What differs and is not written, or could not be compared."""
 
 
 async def compare(database: Database) -> Differences:
@@ -52,13 +62,14 @@ async def compare(database: Database) -> Differences:
     def run(connection: Connection) -> Differences:
         config = configure(database, connection=connection)
         changes = find_changes(config)
-        left = sorted(config.attributes["comparison"].left_alone)
+        comparison: Comparison = config.attributes["comparison"]
         assert database.base is not None  # noqa: S101 -- a history has models
         limits: list[str] = []
-        for table in database.base.metadata.sorted_tables:
+        for table in database.base.metadata.tables.values():
             limits += map(str, of_columns(table.columns, connection.dialect))
             limits += map(str, of_indexes(table.indexes, connection.dialect))
-        return Differences(changes, left, limits)
+        left, by_hand = sorted(comparison.left_alone), sorted(comparison.by_hand)
+        return Differences(changes, left, limits, by_hand)
 
     async with connect(database) as connection:
         return await connection.run_sync(run)
@@ -99,13 +110,20 @@ async def make(
         def revise(context: MigrationContext, _revision: object, directives: list[Any]) -> None:
             if empty:
                 return
-            left: set[str] = config.attributes["comparison"].left_alone
-            notes.extend(f"left alone, as no migration made it: {each}" for each in sorted(left))
+            comparison: Comparison = config.attributes["comparison"]
+            notes.extend(
+                f"left alone, as no migration made it: {each}"
+                for each in sorted(comparison.left_alone)
+            )
+            notes.extend(f"left to you: {each}" for each in sorted(comparison.by_hand))
             directive: ops.MigrationScript = directives[0]
             if directive.upgrade_ops is None or directive.upgrade_ops.is_empty():
                 directives.clear()
                 return
             notes[:0] = revised(directive, context, ask, silenced, database)
+            # Else `%` is doubled in the file for the driver, and once more when it is run.
+            preparer: Any = context.dialect.identifier_preparer
+            preparer._double_percents = False  # noqa: SLF001 -- nothing is run after this
             if not message:
                 directive.message = name_of(notes)
                 directive.rev_id = next_revision(script, directive.message)
@@ -166,6 +184,10 @@ def revised(
     assert connection is not None  # noqa: S101 -- it was compared with a database
     unasked = rename(upgrade, context, ask)
     drop_tables_last(upgrade)
+    if dialect.name != "sqlite":
+        break_cycles(upgrade)
+    if dialect.name == "postgresql":
+        set_defaults_again(upgrade, database.base.metadata)
     upgrade.reverse_into(downgrade)
     for each in (upgrade, downgrade):
         arrange(each, connection, database.base.metadata)
@@ -250,13 +272,84 @@ def new_indexes(upgrade: ops.UpgradeOps) -> Iterator[Index]:
                 yield each.to_index()
 
 
+def break_cycles(upgrade: ops.UpgradeOps) -> None:
+    """Have foreign keys made after the tables, and dropped before them, where these refer so."""
+    created = of_kind(upgrade, ops.CreateTableOp)
+    for place, table in enumerate(created):
+        for key in keys_to(table, created[place + 1 :]):
+            upgrade.ops.append(ops.CreateForeignKeyOp.from_constraint(key))
+    dropped = of_kind(upgrade, ops.DropTableOp)
+    for place, table in enumerate(dropped):
+        for key in keys_to(table._reverse, dropped[:place]):  # noqa: SLF001 -- Alembic's
+            upgrade.ops.insert(0, ops.DropConstraintOp.from_constraint(key))
+
+
+def keys_to(table: ops.CreateTableOp, others: list[Any]) -> list[ForeignKeyConstraint]:
+    """Take out of a table its foreign keys to others, and return them."""
+    names = {(each.schema, each.table_name) for each in others}
+    found = [
+        each
+        for each in table.columns
+        if isinstance(each, ForeignKeyConstraint) and target_of(each) in names
+    ]
+    table.columns = [each for each in table.columns if not any(each is key for key in found)]
+    return found
+
+
+def target_of(key: ForeignKeyConstraint) -> tuple[str | None, str]:
+    """Return the schema and the name of the table that a foreign key refers to."""
+    schema, _, name = key.elements[0].target_fullname.rpartition(".")[0].rpartition(".")
+    return schema or None, name
+
+
+def set_defaults_again(upgrade: ops.UpgradeOps, metadata: MetaData) -> None:
+    """Say the default of a column that gets another type: PostgreSQL does not cast it."""
+    for table in of_kind(upgrade, ops.ModifyTableOps):
+        model: Any = metadata.tables.get(".".join(filter(None, (table.schema, table.table_name))))
+        for op in of_kind(table, ops.AlterColumnOp):
+            if (
+                model is not None
+                and op.modify_type is not None
+                and op.modify_server_default is False
+                and isinstance(op.existing_server_default, DefaultClause)
+            ):
+                op.modify_server_default = model.c[op.column_name].server_default
+
+
 def cast_new_types(container: ops.OpContainer, dialect: Dialect) -> None:
     """Cast the values of a column to its new type: PostgreSQL does not do so implicitly."""
     for table in of_kind(container, ops.ModifyTableOps):
-        for op in of_kind(table, ops.AlterColumnOp):
-            if op.modify_type is not None:
-                type_ = dialect.type_compiler_instance.process(op.modify_type)
-                op.kw["postgresql_using"] = f"{quoted(op.column_name)}::{type_}"
+        table.ops[:] = [new for each in table.ops for new in with_cast(each, dialect)]
+
+
+def with_cast(op: ops.MigrateOperation, dialect: Dialect) -> Iterator[ops.MigrateOperation]:
+    """Change a type with a cast, and without the default meanwhile."""
+    if not isinstance(op, ops.AlterColumnOp) or op.modify_type is None:
+        yield op
+        return
+    via = "::text" if is_native(op.modify_type) or is_native(op.existing_type) else ""
+    type_ = dialect.type_compiler_instance.process(op.modify_type)
+    op.kw["postgresql_using"] = f"{quoted(op.column_name)}{via}::{type_}"
+    default, before = op.modify_server_default, op.existing_server_default
+    if default is False or not isinstance(before, DefaultClause):
+        yield op
+        return
+
+    def change(type_: Any, old: Any, new: Any) -> ops.AlterColumnOp:
+        return ops.AlterColumnOp(
+            op.table_name,
+            op.column_name,
+            schema=op.schema,
+            existing_type=type_,
+            existing_server_default=old,
+            modify_server_default=new,
+        )
+
+    yield change(op.existing_type, before, None)
+    op.modify_server_default, op.existing_server_default = False, False
+    yield op
+    if default is not None:
+        yield change(op.modify_type, None, default)
 
 
 @renderers.dispatch_for(ops.AlterColumnOp, replace=True)
@@ -328,7 +421,9 @@ def arrange(container: ops.OpContainer, connection: Connection, metadata: MetaDa
         for each in container.ops
         if keeps(each) and not (isinstance(each, ops.ModifyTableOps) and each.is_empty())
     ]
-    container.ops[:] = [*unmade, *rest, *made]
+    # A default may be a label that comes or goes.
+    enums = [each for each in rest if isinstance(each, ChangeEnum)]
+    container.ops[:] = [*enums, *unmade, *(each for each in rest if each not in enums), *made]
 
 
 def with_index(
@@ -376,7 +471,7 @@ def is_foreign_key(op: object) -> bool:
 
 def name_of(changes: list[str]) -> str:
     """Say what a migration does, as its name: that of its first change of a table."""
-    own = [each for each in changes if not each.startswith(("migrations.", "left alone"))]
+    own = [each for each in changes if not each.startswith(("migrations.", "left "))]
     first = next((each for each in own if re.match(r"\w+ (table|column) ", each)), own[0])
     words = re.sub(r"^(add|remove) column ", r"\1 ", first.partition(" from ")[0])
     return re.sub(r"^add table", "create", words).replace(".", " ")
