@@ -1,12 +1,14 @@
 """The recipes of docs/recipes.md, run as they are written, on each engine."""
 
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from rendering import ROOT, Renderer
-from running import copy_of, manage, run
+from running import copy_of, environment, manage, run, running, wait_until
 
 PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 
@@ -113,3 +115,192 @@ def test_routes_that_are_def_and_their_tests(service: Path) -> None:
     assert "primary: a connection was not returned; it was taken at\n" in failed.stdout
     assert "test_stock.py:" in failed.stdout
     assert "1 failed, 4 passed, 1 error" in failed.stdout, failed.stdout
+
+
+def engine_of(service: Path) -> str:
+    """Name the engine of a service's first database."""
+    text = (service / "src/orders/databases/primary.py").read_text()
+    return re.findall(r'"(postgresql|mysql|sqlite)"', text)[0]
+
+
+def count(service: Path, expression: str = "func.count()") -> str:
+    """Ask for something of the items, by a script."""
+    script = (
+        "from orders.databases import databases; from orders.databases.primary import primary\n"
+        "from orders.dbkit import opened; from orders.items.models import Item\n"
+        "from sqlalchemy import func, select, text\n"
+        "with opened(databases), primary.sync.session() as session:\n"
+        f"    print(session.scalar(select({expression}).select_from(Item)))\n"
+    )
+    return run(service, sys.executable, "-c", script).stdout.split()[-1]
+
+
+def test_synchronous_code_of_libraries(service: Path) -> None:
+    pytest.importorskip("pandas")
+    (service / "scripts").mkdir()
+    for title in ("Synchronous code on an asynchronous session", "pandas", "Several processes"):
+        write(service, title)
+
+    said = run(service, sys.executable, "scripts/frames.py")
+    assert said.stdout.splitlines()[-1] == "3", said.stdout
+    for method, total in (("spawn", "8"), ("fork", "8")):
+        said = run(service, sys.executable, "scripts/crowd.py", method)
+        assert said.stdout.splitlines()[-6:] == [f"{n} done" for n in range(6)], said.stdout
+        assert count(service) == total
+        run(service, sys.executable, "-c", DELETE)
+    with running(service) as served:
+        assert served.client.get("/total").json() == 3
+
+
+DELETE = """
+from orders.databases import databases
+from orders.databases.primary import primary
+from orders.dbkit import opened
+from sqlalchemy import text
+with opened(databases), primary.sync.session() as session:
+    session.execute(text("DELETE FROM items WHERE name LIKE 'by process%'"))
+"""
+
+LOCKS = {"mysql": "SELECT GET_LOCK('purge', 0)", "sqlite": "SELECT 1"}
+
+
+def with_jobs(service: Path, context: str) -> None:
+    """Have the lifespan of a service run jobs, with the lock of its engine."""
+    write(service, "A periodic task in the service")
+    file = service / "src/orders/jobs.py"
+    lock = LOCKS.get(engine_of(service))
+    if lock:
+        assert f"`{lock}`" in PAGE
+        file.write_text(re.sub(r'text\(".*"\)', f'text("{lock}")', file.read_text()))
+    main = service / "src/orders/main.py"
+    line = f"async with databases.open(), {context}():"
+    assert f"`{line}`" in PAGE
+    module = "jobs" if context == "jobs" else "schedule"
+    text = main.read_text().replace("async with databases.open():", line)
+    main.write_text(
+        text.replace("from .dbkit import", f"from .{module} import {context}\nfrom .dbkit import")
+    )
+
+
+@pytest.mark.parametrize("context", ["jobs", "scheduled"])
+def test_jobs_in_the_service(service: Path, context: str) -> None:
+    if context == "scheduled":
+        pytest.importorskip("apscheduler")
+        if engine_of(service) != "postgresql":
+            pytest.skip("the scheduler is the same on each engine")
+        write(service, "APScheduler")
+    with_jobs(service, context)
+    if context == "jobs":
+        tested = run(service, sys.executable, "-m", "pytest", "-q", "tests/test_jobs.py")
+        assert "1 passed" in tested.stdout, tested.stdout
+    insert = ADD.replace("NAME", "vase")
+    assert run(service, sys.executable, "-c", insert).returncode == 0
+
+    with running(service) as served:
+        wait_until(
+            lambda: served.client.get("/items").json()["items"] == [], "the job deletes the vase"
+        )
+        state = served.client.get("/pools/state").json()
+        assert served.stop() == 0
+    routes = [each["route"] for each in state["databases"]["primary"]["routes"]]
+    assert "job purge" in routes
+    assert "Traceback" not in served.log
+    assert "destroyed" not in served.log
+
+
+ADD = """
+from orders.databases import databases
+from orders.databases.primary import primary
+from orders.dbkit import opened
+from orders.items.models import Item
+with opened(databases), primary.sync.session() as session:
+    session.add(Item(name="NAME", quantity=0))
+"""
+
+
+def test_one_instance_at_a_time(service: Path) -> None:
+    """While another instance has the lock, a job does nothing; on SQLite, it waits."""
+    if engine_of(service) == "sqlite":
+        pytest.skip("each transaction has the file for itself")
+    with_jobs(service, "jobs")
+    test = service / "tests" / "test_jobs.py"
+    test.write_text(test.read_text() + IN_TURN)
+
+    tested = run(service, sys.executable, "-m", "pytest", "-q", str(test))
+
+    assert "2 passed" in tested.stdout, tested.stdout
+
+
+IN_TURN = """
+
+import pytest
+from orders.databases.primary import primary
+from orders.jobs import LOCK
+
+
+@pytest.mark.committed
+async def test_in_turn(client: AsyncClient, add_rows: AddRows) -> None:
+    await add_rows(Item(name="vase", quantity=0))
+    async with primary.session() as session:
+        assert await session.scalar(LOCK)
+        await purge()
+        assert len((await client.get("/items")).json()["items"]) == 1
+    await purge()
+    assert (await client.get("/items")).json()["items"] == []
+"""
+
+
+def test_celery_whose_processes_are_killed(service: Path) -> None:
+    """Two are killed in the middle of a transaction: each task is done in the end, and once."""
+    pytest.importorskip("celery")
+    write(service, "Celery")
+    broker = service / "broker"
+    (broker / "control").mkdir(parents=True)
+    config = (
+        f"app.conf.broker_transport_options = dict(data_folder_in={str(broker)!r},"
+        f" data_folder_out={str(broker)!r}, control_folder={str(broker / 'control')!r})\n"
+    )
+    worker_py = service / "src/orders/worker.py"
+    worker_py.write_text(worker_py.read_text() + config + DYING)
+    variables = environment(BROKER_URL="filesystem://")
+    command = [sys.executable, "-m", "celery", "--app", "orders.worker", "worker"]
+    command += ["--concurrency", "2", "--loglevel", "warning"]
+    send = (
+        "from orders.worker import die, restock\n"
+        "for n in range(1, 41): (restock if n % 20 else die).delay(n)"
+    )
+    subprocess.run([sys.executable, "-c", send], cwd=service, env=variables, check=True)
+
+    with (service / "worker.log").open("w") as log:
+        worker = subprocess.Popen(command, cwd=service, env=variables, stdout=log, stderr=log)
+        try:
+            wait_until(lambda: count(service) == "40", "each task is done")
+            assert len(list(service.glob("died-*"))) == 2
+            if engine_of(service) == "postgresql":
+                assert int(count(service, CONNECTIONS)) <= 3  # two children, and who asks
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(60) == 0
+        finally:
+            worker.kill()
+            worker.wait()
+    if engine_of(service) == "postgresql":
+        assert count(service, CONNECTIONS) == "1"
+
+
+CONNECTIONS = (
+    "text(\"(SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%.sync')\")"
+)
+
+DYING = """
+
+@app.task
+def die(number: int) -> None:
+    from pathlib import Path
+
+    with job("die"), primary.sync.session() as session:
+        session.add(Item(id=number, name=f"item {number}", quantity=1))
+        session.flush()
+        if not (mark := Path(f"died-{number}")).exists():
+            mark.touch()
+            os.kill(os.getpid(), 9)
+"""
