@@ -1,6 +1,7 @@
 """A transaction ends as it was told, or raises: whatever undid it, and however it was begun."""
 
 import asyncio
+import gc
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -378,6 +380,33 @@ async def test_who_ends_a_session_himself_is_told_nothing(shop: Database) -> Non
         await session.commit()
 
     assert await names(shop) == ["lamp", "chair", "new"]
+
+
+@on(*ENGINES)
+async def test_a_generator_that_is_left_says_that_its_session_was_rolled_back(
+    shop: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def sessions() -> AsyncGenerator[AsyncSession]:
+        async with shop.session() as session:
+            yield session
+
+    async def create() -> str:
+        async for session in sessions():
+            session.add(Item(name="new"))
+            return "stored"
+        return ""
+
+    assert await create() == "stored"  # Nobody can keep it from saying so.
+    gc.collect()
+    await until(lambda: "the generator around it was left" in caplog.text)
+    assert "shop: a session was rolled back" in caplog.text
+    assert "test_transactions.py" in caplog.text
+    assert await names(shop) == ["lamp", "chair"]
+
+    async for session in sessions():  # To its end.
+        session.add(Item(name="new"))
+    assert await names(shop) == ["lamp", "chair", "new"]
+    assert caplog.text.count("the generator around it was left") == 1
 
 
 @on(*ENGINES)

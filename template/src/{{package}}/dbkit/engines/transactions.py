@@ -51,6 +51,10 @@ SAVEPOINT = """
 RETRY = """
   Another transaction was in the way, which a savepoint does not survive: let the error pass, and
   do the work again, as by `await {name}.run_transaction(work)`."""
+LEFT = """\
+{name}: a session was rolled back, because the generator around it was left at its `yield`
+  at: {places}
+  A `return` or `break` in `async for session in ...` does so: use `async with {name}.session()`."""
 CANCELLED = """
   A statement that is cancelled takes its connection and its transaction with it:
   1. put a timeout of your own around the whole of `async with {name}.session():`;
@@ -147,6 +151,10 @@ class CheckedTransaction(SessionTransaction):
         traceback: TracebackType | None,
     ) -> None:
         """End it. An error of the body is not hidden by one of the ROLLBACK after it."""
+        if isinstance(value, GeneratorExit) and self._has_work:
+            logger.warning(
+                LEFT.format(name=self._database, places=" <- ".join(raising_lines(value)))
+            )
         undone = self._undone() if value is None else None
         try:
             super().__exit__(type_, value, traceback)
@@ -164,6 +172,13 @@ class CheckedTransaction(SessionTransaction):
     @property
     def _database(self) -> str:
         return self.session.info["database"]
+
+    @property
+    def _has_work(self) -> bool:
+        session = self.session
+        return not self.nested and any(
+            (self.connections, session.new, session.dirty, session.deleted)
+        )
 
     @property
     def _what(self) -> str:
