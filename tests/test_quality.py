@@ -57,10 +57,26 @@ def kit_files(kit: Path) -> dict[str, bytes]:
     }
 
 
-def test_kit_is_the_same_in_every_service(service: Service, template: Path) -> None:
-    kit = template / "template" / "src" / "{{package}}" / "dbkit"
+OPTIONAL = {
+    "mysql": {"engines/mysql.py", "commands/checks/mysql.py", "testing/on_mysql.py"},
+    "sqlite": {"engines/sqlite.py", "testing/on_sqlite.py"},
+    "replica_of": {"database/replicas.py", "commands/checks/replicas.py"},
+}
+"""Files of the kit, by what a service has them for."""
 
-    assert kit_files(next(service.path.glob("src/*/dbkit"))) == kit_files(kit)
+
+def test_kit_is_the_same_in_every_service_but_for_what_it_has_no_use_for(
+    service: Service, template: Path
+) -> None:
+    whole = kit_files(template / "template" / "src" / "{{package}}" / "dbkit")
+    ours = kit_files(next(service.path.glob("src/*/dbkit")))
+    declared = "".join(path.read_text() for path in service.path.glob("src/*/databases/*.py"))
+
+    assert ours.items() <= whole.items()
+    needless = [
+        files for word, files in OPTIONAL.items() if not re.search(rf"\b{word}\b", declared)
+    ]
+    assert whole.keys() - ours.keys() == set[str]().union(*needless)
 
 
 @pytest.mark.parametrize("command", [("format", "--check", "--diff"), ("check",)])

@@ -13,7 +13,7 @@ from typing import Any, ParamSpec
 
 import pytest
 from dbkit import DatabaseSettings
-from dbkit.engines.drivers import RESET
+from dbkit.engines.postgresql import RESET
 from dbkit.engines.session_state import Left
 from dbkit.pool import FairPool
 from sqlalchemy.engine.default import DefaultDialect
@@ -215,6 +215,8 @@ def settings_of(settings: dict[str, Any]) -> DatabaseSettings:
 
 class FakeDialect(DefaultDialect):
     """What the pool asks of a dialect; it passes for asyncpg's."""
+
+    name = "postgresql"
 
     driver = "asyncpg"
     is_async = True

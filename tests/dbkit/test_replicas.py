@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from dbkit import Database, Databases, NotConfigured, ReadOnly, install, session_from
 from dbkit.commands.checks import check
-from dbkit.database.engine import hosts
 from dbkit.database.replicas import History, source
-from dbkit.settings.urls import Dialect, parse_url
+from dbkit.settings.urls import Dialect, hosts, parse_url
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 from replication import Server

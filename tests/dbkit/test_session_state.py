@@ -1,7 +1,8 @@
 """Which statements leave something on their connection, by their text."""
 
 import pytest
-from dbkit.engines.session_state import LEAVES, Left
+from dbkit.engines.base import load
+from dbkit.engines.session_state import Left
 from sqlalchemy import Column, Integer, MetaData, Table, func, select, true
 from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.schema import CreateTable
@@ -144,7 +145,7 @@ SQLITE = {
     ],
 )
 def test_statement_is_known_by_its_text(dialect: str, left: Left, statement: str) -> None:
-    assert LEAVES[dialect][statement] == left
+    assert load(dialect).verdicts[statement] == left
 
 
 def test_what_sqlalchemy_compiles_is_known_too() -> None:
@@ -155,13 +156,15 @@ def test_what_sqlalchemy_compiles_is_known_too() -> None:
     kept = str(select(func.set_config("a.b", "1", True)).compile(dialect=dialect))
     local = str(select(func.set_config("a.b", "1", true())).compile(dialect=dialect))
 
-    assert LEAVES["postgresql"][made] == Left.STATE
-    assert LEAVES["postgresql"][kept] == Left.STATE  # A parameter's value is not in the text.
-    assert LEAVES["postgresql"][local] == Left.NOTHING
+    assert load("postgresql").verdicts[made] == Left.STATE
+    assert (
+        load("postgresql").verdicts[kept] == Left.STATE
+    )  # A parameter's value is not in the text.
+    assert load("postgresql").verdicts[local] == Left.NOTHING
 
 
 def test_long_statements_are_read_and_not_remembered() -> None:
     insert = "INSERT INTO items VALUES (1)" + ", (1)" * 5000
 
-    assert LEAVES["postgresql"][insert] == Left.NOTHING
-    assert LEAVES["postgresql"][f"{insert}; SET x.y = 1"] == Left.STATE
+    assert load("postgresql").verdicts[insert] == Left.NOTHING
+    assert load("postgresql").verdicts[f"{insert}; SET x.y = 1"] == Left.STATE

@@ -15,7 +15,7 @@ from dbkit.database.databases import Databases
 from dbkit.settings.urls import Dialect, parse_url
 from dbkit.testing.cleaning import Cleaner
 from dbkit.testing.folder import run_parent
-from dbkit.testing.homes import HOMES, refuse_configured, start_server
+from dbkit.testing.homes import home_class, refuse_configured, start_server
 from mariadb import MariaDB
 from marked import line_marked
 from rendering import Renderer
@@ -185,7 +185,7 @@ def test_refuses_the_configured_database_however_it_is_named(
     database = Database("primary", dialect, env_prefix="DATABASE_")
     monkeypatch.setenv("DATABASE_URL", configured)
     monkeypatch.setenv("DATABASE_POOL_SIZE", "wrong, as may be all but the URL")
-    homes = {"primary": HOMES[dialect](database, parse_url(tests, dialect))}
+    homes = {"primary": home_class(dialect)(database, parse_url(tests, dialect))}
 
     with pytest.raises(pytest.exit.Exception, match="which is what DATABASE_URL names"):
         refuse_configured(Databases(database), homes)

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ..engines.base import load
 from ..settings.database import DatabaseSettings
 
 PROBE = 1
@@ -17,27 +17,6 @@ HINT = (
     "lower POOL_SIZE, MAX_OVERFLOW or SYNC_POOL_SIZE, or run fewer processes (WEB_CONCURRENCY x"
     " (INSTANCES + DEPLOY_SURGE)); else raise the limit, or put PgBouncer in between"
 )
-
-# A server is known by the moment at which it was started: its replica has the same identifier.
-POSTGRESQL = text("""
-    SELECT concat(pg_postmaster_start_time(), ' ', current_setting('port')),
-        current_setting('max_connections')::int,
-        current_setting('superuser_reserved_connections')::int
-            + coalesce(current_setting('reserved_connections', true)::int, 0),
-        concat('role ', rolname), CASE WHEN rolsuper THEN -1 ELSE rolconnlimit END,
-        datname, CASE WHEN rolsuper THEN -1 ELSE datconnlimit END
-    FROM pg_roles, pg_database
-    WHERE rolname = session_user AND datname = current_database()
-""")
-# MariaDB has no identifier that all its versions tell; `/*!50708 */` is a comment to it. What is
-# reserved for administrators lies beyond `max_connections`, and no database has a limit.
-MYSQL = text("""
-    SELECT concat_ws(' ', @@hostname, @@port, @@server_id /*!50708 , @@server_uuid */),
-        @@max_connections, 0,
-        concat('user ', current_user()), coalesce(nullif(@@max_user_connections, 0), -1),
-        database(), -1
-""")
-QUESTIONS = {"postgresql": POSTGRESQL, "mysql": MYSQL}
 
 
 class Limit(NamedTuple):
@@ -109,7 +88,7 @@ class Excess:
 
 async def read_limits(connection: AsyncConnection) -> Limits | None:
     """Ask a server for its limits, which takes one round trip; None of one that has none."""
-    question = QUESTIONS.get(connection.dialect.name)
+    question = load(connection.dialect.name).limits_query
     return None if question is None else Limits(*(await connection.execute(question)).one())
 
 

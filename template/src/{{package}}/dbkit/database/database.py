@@ -14,6 +14,7 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib import import_module
 from types import TracebackType
 from typing import (
     TYPE_CHECKING,
@@ -43,14 +44,13 @@ from ..loggers import logger_named
 from ..pool import FairPool
 from ..pool.usage import SHOWN_HOLDERS
 from ..settings.database import DatabaseSettings, Declared, environment, origins, read_settings
-from ..settings.urls import Dialect
+from ..settings.urls import Dialect, hosts
 from ..telemetry.leaks import Detectors
 from ..telemetry.opentelemetry import record_times
-from .engine import create_engine, hosts
+from .engine import create_engine
 from .engine_options import EngineOptions, OnConnect, check_options
 from .probe import Probe
 from .readers import AUTOCOMMIT, Parameters, Reader, refuse_text, run
-from .replicas import History, PrimaryProbe, ReplicaProbe, ReplicaReader, note_commit
 
 if TYPE_CHECKING:
     from ..pool.thread_pool import ThreadPool
@@ -84,6 +84,11 @@ class Opened:
     probe: Probe
 
 
+def replication() -> Any:
+    """Import what a service without replicas has no file of."""
+    return import_module(".replicas", __package__)
+
+
 class SessionBlock(AbstractAsyncContextManager[AsyncSession]):
     """`async with database.session()`.
 
@@ -113,7 +118,7 @@ class SessionBlock(AbstractAsyncContextManager[AsyncSession]):
                 raise
         await self._block.__aexit__(type_, value, traceback)
         if value is None and self._database.replicas:
-            await note_commit(self._database)
+            await replication().note_commit(self._database)
 
 
 class Database:
@@ -158,6 +163,7 @@ class Database:
                     f"{name}: only a PostgreSQL is a replica here, and only of another"
                 )
             replica_of.replicas.append(self)
+            replica_of.history = replica_of.history or replication().History()
             declared = {"required": False, **declared}
             if "server_settings" in replica_of.declared:
                 theirs = replica_of.declared["server_settings"]
@@ -168,7 +174,8 @@ class Database:
         self.engine_options = engine_options or {}
         self.on_connect = on_connect
         check_options(self.engine_options, self.env_prefix)
-        self.history = History()
+        self.history: Any = None
+        """Where the log of a primary was, if it has replicas."""
         self.declared: Declared = declared
         self.origins: dict[str, str] = {}
         """Where each setting comes from: `environment`, `.env`, `declared` or `default`."""
@@ -298,8 +305,9 @@ class Database:
             close_resets_only=False,
             info={"database": self.name},
         )
-        primary = self.replica_of
-        reader = ReplicaReader(self, primary, engine) if primary else Reader(self.name, engine)
+        reader = Reader(self.name, engine)
+        if self.replica_of:
+            reader = replication().ReplicaReader(self, self.replica_of, engine)
         return Opened(settings, engine, sessions, reader, self._make_probe(settings))
 
     def _note_migrations(self, engine: AsyncEngine, tables: MetaData) -> None:
@@ -332,9 +340,11 @@ class Database:
             for url in urls
         ]
         if self.replica_of:
-            return ReplicaProbe(self.name, engines, self.replica_of.history, settings.max_lag)
+            return replication().ReplicaProbe(
+                self.name, engines, self.replica_of.history, settings.max_lag
+            )
         if self.replicas:
-            return PrimaryProbe(self.name, engines[0], self.history)
+            return replication().PrimaryProbe(self.name, engines[0], self.history)
         return Probe(self.name, engines[0])
 
     async def start(self, settings: DatabaseSettings) -> None:
@@ -408,7 +418,7 @@ class Database:
         refuse_text(statement)
         result = await run(self.engine.sync_engine, statement, params, shield)
         if self.replicas:
-            await note_commit(self)
+            await replication().note_commit(self)
         return result
 
     @asynccontextmanager

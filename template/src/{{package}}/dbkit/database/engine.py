@@ -3,11 +3,10 @@
 import asyncio
 import random
 import socket
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from typing import Any, cast
 
-from sqlalchemy import URL, Connection, event
+from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -15,20 +14,17 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from ..callsites import raising_lines
-from ..engines import mysql, sqlite
-from ..engines.drivers import statement_note, watched
+from ..engines.base import Engine, load
 from ..engines.failures import driver_error, schema_differs
 from ..engines.metadata import NoTimeZone
-from ..engines.pgbouncer import behind_pgbouncer
-from ..engines.postgresql import connection_class
 from ..engines.sqlstates import BUGS, DISCONNECTED, READ_ONLY, UNKNOWN_STATEMENT, sqlstate
-from ..engines.transactions import note_failure, refuse_after_failure, refuse_control
+from ..engines.transactions import note_failure, refuse_control
 from ..errors import Unreachable
 from ..loggers import logger_named
 from ..pool import FairPool
 from ..pool.timeouts import within
 from ..pool.usage import time_statements
-from ..settings.credentials import REFUSED, Credentials, tls
+from ..settings.credentials import REFUSED, Credentials
 from ..settings.database import DatabaseSettings
 from ..settings.threads import LookingUp, is_pending, look_up
 from ..settings.urls import driver_url, shown
@@ -90,7 +86,9 @@ def create_engine(
     `create_async_engine()`; `on_connect` sets up each connection before its first use.
     """
     options = dict(options or {})
-    dialect_name = settings.url.get_backend_name()
+    kind = load(settings.url.get_backend_name())
+    # Behind the server's own timeout, which keeps the connection: for a server that is frozen.
+    fence = settings.statement_timeout + FENCE if settings.statement_timeout else None
     pool: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
         arguments = {"settings": settings, "env_prefix": prefix, "pool_logging_name": name}
@@ -99,7 +97,14 @@ def create_engine(
         driver_url(settings.url),
         connect_args={
             **options.pop("connect_args", {}),
-            **connect_args(name, settings, pooled=pooled, read_only=read_only),
+            **kind.connect_args(
+                name,
+                settings,
+                label=f"{SERVICE}:{name}",
+                fence=fence,
+                pooled=pooled,
+                read_only=read_only,
+            ),
         },
         echo=settings.echo,
         # Parameters are people's data: neither errors nor logs show them unless asked to.
@@ -108,7 +113,7 @@ def create_engine(
         **options,
     )
 
-    replace_connect(engine, name, prefix, settings)
+    replace_connect(engine, kind, name, prefix, settings)
 
     @event.listens_for(engine.sync_engine, "handle_error")
     def note_error(context: ExceptionContext) -> Exception | None:
@@ -117,30 +122,22 @@ def create_engine(
         instead = handle_error(name, context, read_only=read_only)
         return note_failure(name, context) or instead
 
-    if dialect_name == "mysql":
-        mysql.prepare(
-            engine,
-            lambda: create_engine(name, prefix, settings, pooled=False),
-            (lambda work: cast("FairPool", engine.pool).beside(work)) if pooled else None,
-        )
+    kind.prepare(
+        engine,
+        lambda: create_engine(name, prefix, settings, pooled=False),
+        (lambda work: cast("FairPool", engine.pool).beside(work)) if pooled else None,
+    )
     call_on_connect(engine, name, on_connect)
     if pooled:
-        time_statements(engine.sync_engine, statement_note(dialect_name))
+        time_statements(engine.sync_engine, kind.note)
         event.listen(engine.sync_engine, "do_execute", refuse_control)
-    if dialect_name == "sqlite":
-        # SQLAlchemy's own wait for the file, where a caller that is cancelled loses the connection.
-        dialect: Any = engine.dialect  # As it types its methods, they could not be replaced.
-        dialect.set_isolation_level = dialect.reset_isolation_level = mysql.leave_to_begin
-        event.listen(engine.sync_engine, "begin", begin_sqlite)
-        event.listen(engine.sync_engine, "invalidate", end_sqlite)
-        event.listen(engine.sync_engine, "do_execute", refuse_after_failure)
     if pooled:
         make_native(engine.sync_engine)
     return engine
 
 
 def replace_connect(
-    engine: AsyncEngine, name: str, prefix: str, settings: DatabaseSettings
+    engine: AsyncEngine, kind: Engine, name: str, prefix: str, settings: DatabaseSettings
 ) -> None:
     """Connect with the password as it is now, and say why if that fails.
 
@@ -152,13 +149,13 @@ def replace_connect(
 
     def connect(*args: Any, **kwargs: Any) -> DBAPIConnection:
         try:
-            if dialect.name == "sqlite":
+            if kind.is_file:
                 connection, password = connect_as_driver(*args, **kwargs), None
-                prepare_sqlite(connection, settings.server_settings)
+                kind.set_up(connection, settings)
             else:
                 arguments, timeout = shuffle_hosts(kwargs), settings.connect_timeout
                 connection, password = await_only(
-                    connect_within(timeout, connect_as_driver, dialect.name, arguments, credentials)
+                    connect_within(timeout, connect_as_driver, kind, arguments, credentials)
                 )
                 keep_alive(connection)
         except Exception as error:
@@ -180,7 +177,7 @@ def replace_connect(
 async def connect_within(
     seconds: float,
     connect: Callable[..., DBAPIConnection],
-    dialect: str,
+    kind: Engine,
     arguments: dict[str, Any],
     credentials: Credentials,
 ) -> tuple[DBAPIConnection, str | None]:
@@ -191,8 +188,7 @@ async def connect_within(
             password = await credentials.ask()
             if password is not None:
                 arguments["password"] = password
-            if dialect == "mysql":  # asyncmy would send a str as Latin-1.
-                arguments["password"] = str(arguments.get("password", "")).encode()
+            arguments["password"] = kind.encode_password(arguments.get("password", ""))
             await find_hosts(arguments, seconds / 2)
             arguments["loop"] = LookingUp()
             connection = await greenlet_spawn(connect, **arguments)
@@ -251,53 +247,6 @@ def handle_error(name: str, context: ExceptionContext, *, read_only: bool) -> Ex
     return None
 
 
-def connect_args(
-    name: str, settings: DatabaseSettings, *, pooled: bool = True, read_only: bool = False
-) -> dict[str, Any]:
-    """Translate the timeouts, in seconds, to the driver's own arguments."""
-    if settings.url.get_backend_name() == "sqlite":
-        return {"timeout": settings.lock_timeout, "async_creator_fn": sqlite.opener(name)}
-    label = f"{SERVICE}:{name}"
-    # Behind the server's own timeout, which keeps the connection: for a server that is frozen.
-    fence = settings.statement_timeout + FENCE if settings.statement_timeout else None
-    if settings.url.get_backend_name() == "mysql":
-        return mysql.connect_args(name, label, settings, fence, pooled=pooled)
-    arguments: dict[str, Any] = {
-        "timeout": settings.connect_timeout + FENCE,  # `connect_within` is first.
-        "command_timeout": fence,
-        "connection_class": watched(connection_class(name)),
-        "server_settings": {
-            "application_name": label,
-            **parameters(settings, read_only=read_only),
-        },
-    }
-    if len(hosts(settings.url)) > 1 and "target_session_attrs" not in settings.url.query:
-        arguments["target_session_attrs"] = "prefer-standby" if read_only else "read-write"
-    if context := tls(settings.url):
-        arguments["ssl"] = context
-    if settings.pgbouncer:
-        return behind_pgbouncer(name, arguments, pooled=pooled)
-    return arguments
-
-
-def parameters(settings: DatabaseSettings, *, read_only: bool) -> dict[str, str]:
-    """Return what is set on PostgreSQL for each connection."""
-    return {
-        **settings.server_settings,
-        "statement_timeout": milliseconds(settings.statement_timeout),
-        "lock_timeout": milliseconds(settings.lock_timeout),
-        "idle_in_transaction_session_timeout": milliseconds(settings.idle_in_transaction_timeout),
-        "client_connection_check_interval": milliseconds(settings.client_check_interval),
-        **({"default_transaction_read_only": "on"} if read_only else {}),
-    }
-
-
-def hosts(url: URL) -> list[URL]:
-    """Return the URLs of one server each, of a URL that may name several."""
-    named = url.query.get("host", "")
-    return [url] if isinstance(named, str) else [url.update_query_dict({"host": h}) for h in named]
-
-
 def shuffle_hosts(arguments: dict[str, Any]) -> dict[str, Any]:
     """Try the hosts in another order each time, so that no dead one is always the first."""
     if not isinstance(arguments.get("host"), list):
@@ -317,44 +266,6 @@ def keep_alive(connection: Any) -> None:
     for option, value in TCP_OPTIONS.items():
         if hasattr(socket, option):
             peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-
-
-def milliseconds(seconds: float) -> str:
-    """Write seconds as PostgreSQL's settings take them."""
-    return f"{seconds * 1000:.0f}"
-
-
-def prepare_sqlite(connection: Any, pragmas: Mapping[str, str]) -> None:
-    """Set what SQLite leaves off: foreign keys, a journal that lets readers read."""
-    try:
-        connection.isolation_level = None  # The driver begins no transaction; `begin_sqlite` does.
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA synchronous = NORMAL")
-        for name, value in pragmas.items():
-            sqlite.set_pragma(cursor, name, value)
-        cursor.close()
-    except BaseException:
-        connection.close()
-        raise
-
-
-def begin_sqlite(connection: Connection) -> None:
-    """Begin for real: a transaction that reads before it writes would fail beside a writer.
-
-    This one waits for its turn, `lock_timeout` at the most.
-    """
-    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-        driver: Any = connection.connection.driver_connection
-        driver.failure, driver.begun = None, True
-
-
-def end_sqlite(connection: Any, _record: object, _error: object) -> None:
-    """Roll back what was cancelled: closed, SQLite keeps its lock while a cursor is in memory."""
-    with suppress(Exception):
-        connection.rollback()
 
 
 def unreachable(prefix: str, settings: DatabaseSettings, error: Exception) -> str:

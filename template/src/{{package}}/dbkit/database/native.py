@@ -30,7 +30,7 @@ from sqlalchemy.sql.elements import TextClause
 from sqlalchemy.sql.selectable import CompoundSelect, TextualSelect
 from sqlalchemy.util import greenlet_spawn, immutabledict
 
-from ..engines.session_state import LEAVES
+from ..engines.base import load
 from ..engines.sqlstates import is_stale
 from ..engines.transactions import CONTROL
 from ..pool import FairPool
@@ -317,7 +317,7 @@ def refusal_of(compiled: Any) -> str:
     """Say what keeps a compiled statement from being run natively; "" if nothing does."""
     if compiled.isplaintext and CONTROL.match(compiled.string):
         return "the end of a transaction"
-    if LEAVES["postgresql"][compiled.string]:
+    if load("postgresql").verdicts[compiled.string]:
         return "what it leaves on its connection"
     defaults = [(each, each.default) for each in compiled.insert_prefetch]
     defaults += [(each, each.onupdate) for each in compiled.update_prefetch]

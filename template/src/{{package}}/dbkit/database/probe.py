@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Executable, select
 from sqlalchemy.exc import DBAPIError
@@ -13,7 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ..errors import DatabaseError
 from ..loggers import logger_named
 from ..pool.timeouts import within
+from ..settings.database import DatabaseSettings
 from .budget import Limits, read_limits
+from .readers import Reader
 
 logger = logger_named("health")
 
@@ -124,3 +126,26 @@ class Probe:
                 async with asyncio.timeout(TIMEOUT):
                     await connection.invalidate()
                     await connection.close()
+
+
+class Replicated(Protocol):
+    """A `Database` that is a replica, or has some."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102 -- as of `Database`, and so on
+    @property
+    def settings(self) -> DatabaseSettings: ...  # noqa: D102 -- as above
+    @property
+    def engine(self) -> AsyncEngine: ...  # noqa: D102 -- as above
+    @property
+    def probe(self) -> Probe: ...  # noqa: D102 -- as above
+    @property
+    def reader(self) -> Reader: ...  # noqa: D102 -- as above
+    @property
+    def status(self) -> str: ...  # noqa: D102 -- as above
+    @property
+    def is_open(self) -> bool: ...  # noqa: D102 -- as above
+    @property
+    def replica_of(self) -> "Replicated | None": ...  # noqa: D102 -- as above
+    @property
+    def replicas(self) -> "Sequence[Replicated]": ...  # noqa: D102 -- as above

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -22,8 +22,7 @@ from ..context import RequestContext, current, inherited
 from ..engines.sqlstates import is_retryable, sqlstate
 from ..errors import DatabaseError
 from ..loggers import logger_named
-from ..settings.database import DatabaseSettings
-from .probe import Probe
+from .probe import Probe, Replicated
 from .readers import Reader
 
 logger = logger_named("replicas")
@@ -45,29 +44,6 @@ COOKIE = re.compile(r"(?:\A|;) *read_after_([a-z0-9_]{1,24})=([0-9A-F]{1,16}) *(
 ATTRIBUTES = "; Path=/; Max-Age=300; HttpOnly; SameSite=Lax"
 """The age is for clients that come back when no position of theirs is of use any more."""
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS", "TRACE"}
-
-
-class Replicated(Protocol):
-    """A `Database` that is a replica, or has some."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102 -- as of `Database`, and so on
-    @property
-    def settings(self) -> DatabaseSettings: ...  # noqa: D102 -- as above
-    @property
-    def engine(self) -> AsyncEngine: ...  # noqa: D102 -- as above
-    @property
-    def probe(self) -> Probe: ...  # noqa: D102 -- as above
-    @property
-    def reader(self) -> Reader: ...  # noqa: D102 -- as above
-    @property
-    def status(self) -> str: ...  # noqa: D102 -- as above
-    @property
-    def is_open(self) -> bool: ...  # noqa: D102 -- as above
-    @property
-    def replica_of(self) -> "Replicated | None": ...  # noqa: D102 -- as above
-    @property
-    def replicas(self) -> "Sequence[Replicated]": ...  # noqa: D102 -- as above
 
 
 class History:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
+from importlib import import_module
 from importlib.util import find_spec
 from math import ceil, inf
 from time import monotonic
@@ -27,9 +28,10 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from ..callsites import raising_lines
 from ..context import current
-from ..engines import mysql
+from ..engines.base import leave_to_begin, load
 from ..engines.pgbouncer import OUTLASTS, SHOWN
-from ..engines.session_state import LEAVES, Left
+from ..engines.postgresql import parameters
+from ..engines.session_state import Left
 from ..engines.sqlstates import BUGS, IN_ABORTED, sqlstate
 from ..engines.transactions import (
     Failure,
@@ -47,20 +49,17 @@ from ..pool.usage import time_statements
 from ..settings.credentials import Credentials
 from ..settings.database import DatabaseSettings
 from ..settings.server import write_options
+from ..settings.urls import hosts
 from ..telemetry.leaks import LOOK, Detectors
 from .engine import (
     FENCE,
     SERVICE,
     TCP_OPTIONS,
-    begin_sqlite,
     handle_error,
-    hosts,
-    parameters,
-    prepare_sqlite,
     unreachable,
 )
 from .engine_options import EngineOptions
-from .replicas import END, NOWHERE, Replicated, is_apart
+from .probe import Replicated
 
 logger = logger_named("sync")
 
@@ -77,6 +76,11 @@ IN_SANDBOX = (
 _all: "WeakSet[Synchronous]" = WeakSet()
 _inherited: list[Any] = []
 """Pools of a parent process: collected, they would say goodbye on its connections."""
+
+
+def mysql() -> Any:
+    """Import what only a service with MySQL or MariaDB has."""
+    return import_module("..engines.mysql", __package__)
 
 
 class Synchronized(Replicated, Protocol):
@@ -131,12 +135,15 @@ class Synchronous:
         primary, request = self._database, current()
         if request is None or request.written is None or not primary.is_open:
             return
-        if any(each.is_open and is_apart(each) for each in primary.replicas):
+        if not primary.replicas:  # And no file about them, perhaps.
+            return
+        replicas: Any = import_module(".replicas", __package__)
+        if any(each.is_open and replicas.is_apart(each) for each in primary.replicas):
             position: int | None = None
             # What is committed is committed.
             with suppress(DatabaseError, exc.DBAPIError), self.engine.connect() as connection:
-                position = connection.scalar(END)
-            request.positions[primary.name] = NOWHERE if position is None else position
+                position = connection.scalar(replicas.END)
+            request.positions[primary.name] = replicas.NOWHERE if position is None else position
             request.written.add(primary.name)
 
     @property
@@ -228,7 +235,7 @@ def make_engine(database: Synchronized, settings: DatabaseSettings) -> Engine:
     time_statements(engine, noting(name, settings, dialect_name))
     event.listen(engine, "do_execute", refuse_control)
     if dialect_name == "mysql":
-        event.listen(engine, "do_execute", mysql.refuse_implicit_commit)
+        event.listen(engine, "do_execute", load("mysql").refuse_implicit_commit)
     if dialect_name != "postgresql":
         event.listen(engine, "do_execute", refuse_after_failure)
 
@@ -284,8 +291,7 @@ def replace_connect(engine: Engine, database: Synchronized, settings: DatabaseSe
                 password = wait_for(credentials)
                 if password is not None:
                     kwargs["password"] = password
-                if dialect.name == "mysql":  # The driver would send a str as Latin-1.
-                    kwargs["password"] = str(kwargs.get("password", "")).encode()
+                kwargs["password"] = load(dialect.name).encode_password(kwargs.get("password", ""))
             connection = connect_as_driver(*args, **kwargs)
             prepare(connection, dialect.name, settings)
         except Exception as error:
@@ -315,7 +321,7 @@ def wait_for(credentials: Credentials) -> str | None:
 def prepare(connection: Any, dialect: str, settings: DatabaseSettings) -> None:
     """Set up a new connection, and room for what is noted on it."""
     if dialect == "sqlite":
-        prepare_sqlite(connection, settings.server_settings)
+        load(dialect).set_up(connection, settings)
     if dialect == "mysql":
         connection.get_transaction_status = lambda: bool(connection.server_status & IN_TRANSACTION)
     connection.failure = None
@@ -339,10 +345,10 @@ class Transactions:
         self._begin_with = with_begin(settings, read_only=read_only) if settings.pgbouncer else ""
         self._is_in: Callable[[Any], bool] = IS_IN_TRANSACTION[dialect.name]
         if dialect.name == "mysql":
-            mysql.save_round_trips(engine)
+            mysql().save_round_trips(engine)
         if dialect.name == "sqlite":
-            dialect.set_isolation_level = dialect.reset_isolation_level = mysql.leave_to_begin
-            event.listen(engine, "begin", begin_sqlite)
+            dialect.set_isolation_level = dialect.reset_isolation_level = leave_to_begin
+            event.listen(engine, "begin", load("sqlite").begin)
         event.listen(engine, "begin", self._begin)
         event.listen(engine, "handle_error", self._note_error)
         for method in ("do_execute", "do_executemany", "do_execute_no_params"):
@@ -379,9 +385,9 @@ class Transactions:
         # MySQL is in one when a statement has touched a table, the others at once.
         ended = (was_in or self._dialect.name != "mysql") and not is_in
         if error is not None and self._dialect.name == "mysql":
-            number = mysql.number(error)
-            ended = ended or mysql.undoes(number, statement)
-            if number == mysql.LOCK_WAIT_TIMEOUT:  # Else it has undone the statement alone.
+            number = mysql().number(error)
+            ended = ended or mysql().undoes(number, statement)
+            if number == mysql().LOCK_WAIT_TIMEOUT:  # Else it has undone the statement alone.
                 ended = rolls_back_on_timeout(driver)
         if driver.begun and ended and not driver.is_undone:
             driver.failure, driver.is_undone = Failure(statement, error), True
@@ -419,7 +425,7 @@ class Transactions:
 
 def noting(name: str, settings: DatabaseSettings, dialect: str) -> Callable[[Any, str], None]:
     """Return what notes, by its cursor, what a statement leaves on the connection."""
-    verdicts = LEAVES[dialect]
+    verdicts = load(dialect).verdicts
 
     def note(cursor: Any, statement: str) -> None:
         if not (left := verdicts[statement]):
@@ -428,7 +434,7 @@ def noting(name: str, settings: DatabaseSettings, dialect: str) -> Callable[[Any
             shown = " ".join(statement.split())[:SHOWN]
             raise exc.InvalidRequestError(OUTLASTS.format(name=name, statement=shown))
         driver = cursor.connection
-        if not (dialect == "mysql" and driver.begun and mysql.OF_A_TRANSACTION.match(statement)):
+        if not (dialect == "mysql" and driver.begun and mysql().OF_A_TRANSACTION.match(statement)):
             driver.left = max(driver.left, left)
 
     return note
@@ -503,8 +509,8 @@ def of_pymysql(name: str, settings: DatabaseSettings, read_only: bool) -> dict[s
         "read_timeout": fence,
         "write_timeout": fence,
         "program_name": label(name),
-        "init_command": mysql.session_settings(settings),
-        "ssl": mysql.tls(settings.url),
+        "init_command": mysql().session_settings(settings),
+        "ssl": mysql().tls(settings.url),
     }
 
 

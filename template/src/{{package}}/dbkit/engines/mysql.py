@@ -4,21 +4,24 @@ import asyncio
 import logging
 import re
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from math import ceil
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, event
-from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy import URL, Connection, event, text
+from sqlalchemy import Engine as SyncEngine
+from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ..settings import credentials
 from ..settings.database import DatabaseSettings
+from .base import LONGEST_WAIT, Engine, Work, leave_to_begin
 from .failures import parameters_of
-from .session_state import Left, on_mysql
+from .session_state import FLAGS, START, Left, Verdicts
+from .sqlstates import TRANSLATIONS
 from .transactions import (
     BLANKS,
     CONTROL,
@@ -55,7 +58,74 @@ VALUES = re.compile(r"['\"(\d]")
 IMPLICIT_COMMIT = """\
 {name}: {statement} would commit what this transaction has done so far, and is no part of it
   run it before the rest, or by itself: `await {name}.execute(...)`, a migration."""
-Work = Coroutine[Any, Any, None]
+SKIPPED = re.compile(
+    r"""--\s[^\n]*|\#[^\n]*|/\*(?![!M]).*?\*/|'(?:[^'\\]|\\.|'')*'|"(?:[^"\\]|\\.|"")*"|`[^`]*`""",
+    re.DOTALL,
+)
+ALTERED = re.compile(
+    START + r"(?:"
+    r"set\s+(?!statement\b|password\b|global\s+(?![^;]*,)|persist)"
+    r"|create\s+(?:or\s+replace\s+)?temporary\b|lock\s+tables?\b|use\b|prepare\b|handler\b|xa\b"
+    r"|flush\s+tables?\b|backup\b|execute\s+immediate\b"
+    r")"
+    r"|\bget_lock\s*\(|\blast_insert_id\s*\(\s*[^\s)]|(?<![@\w])@[\w']+\s*:=|\binto\s+@"
+    r"|\bcall\b[^;]*(?<!@)@[\w']|\bload\s+data\b[^;]*@",
+    FLAGS,
+)
+
+# Where the SQLSTATE that the server sends says less: 23000 is every constraint, HY000 anything.
+STATES = {
+    1020: "40001",  # the row has changed since it was read; MariaDB, innodb_snapshot_isolation
+    1022: "23505",  # a duplicate key
+    1021: "53100",  # the disk is full
+    1040: "53300",  # too many connections
+    1044: "28000",  # no access to this database
+    1045: "28P01",
+    1048: "23502",
+    1049: "3D000",
+    1053: "57P01",  # the server is shutting down
+    1062: "23505",
+    1114: "53100",  # a table is full: its disk, mostly
+    1169: "23505",
+    1203: "53300",
+    1118: "54000",  # a row is too large
+    1153: "54000",  # a statement is larger than max_allowed_packet
+    1205: "55P03",  # lock wait timeout
+    1206: "53200",  # the lock table is full
+    1213: "40P01",  # deadlock
+    1216: "23503",
+    1217: "23503",
+    1226: "53300",  # the user has no connection left
+    1264: "22003",
+    1265: "22000",
+    1290: "25006",  # --read-only
+    1292: "22007",
+    1300: "22021",  # no character of the set
+    1317: "57014",  # interrupted: KILL QUERY
+    1364: "23502",  # NULL by omission
+    1365: "22012",
+    1366: "22000",
+    1406: "22001",
+    1436: "54001",  # the stack is too small for the statement
+    1451: "23503",
+    1452: "23503",
+    1557: "23505",
+    1586: "23505",
+    1690: "22003",
+    1698: "28000",
+    1836: "25006",
+    1927: "57P01",  # killed; MariaDB
+    1969: "57014",  # max_statement_time; MariaDB
+    3024: "57014",  # max_execution_time; MySQL
+    3140: "22000",  # malformed JSON
+    3572: "55P03",  # NOWAIT; MySQL
+    3819: "23514",  # CHECK; MySQL
+    4025: "23514",  # CHECK; MariaDB
+    4031: "57P01",  # idle for longer than wait_timeout; MySQL
+}
+CLIENT = range(2000, 3000)
+"""Numbers that the driver gives, not the server: no answer came."""
+
 Driver: Any = object
 """Stands for asyncmy's, which is not there where all databases are others."""
 NO_SUCH_SAVEPOINT = 1305
@@ -63,22 +133,14 @@ NO_SUCH_SAVEPOINT = 1305
 TOO_LARGE = 1153
 ALWAYS_TAKEN = 1_000_000
 """Bytes of values that every server takes in a statement, unless it is told to take less."""
-LONGEST_WAIT = 31_536_000
-"""Seconds that stand for "as long as it takes": the most that both servers take, a year."""
-
-
-def connect_args(
-    name: str, label: str, settings: DatabaseSettings, fence: float | None, *, pooled: bool
-) -> dict[str, Any]:
-    """Translate the settings to asyncmy's arguments; `fence` in seconds is for a frozen server."""
-    return {
-        "async_creator_fn": opener(name, migrates=not pooled),
-        "connect_timeout": settings.connect_timeout,
-        "read_timeout": fence,
-        "program_name": label,  # in performance_schema.session_connect_attrs
-        "init_command": session_settings(settings),
-        "ssl": tls(settings.url),
-    }
+# MariaDB has no identifier that all its versions tell; `/*!50708 */` is a comment to it. What is
+# reserved for administrators lies beyond `max_connections`, and no database has a limit.
+LIMITS = text("""
+    SELECT concat_ws(' ', @@hostname, @@port, @@server_id /*!50708 , @@server_uuid */),
+        @@max_connections, 0,
+        concat('user ', current_user()), coalesce(nullif(@@max_user_connections, 0), -1),
+        database(), -1
+""")
 
 
 def session_settings(settings: DatabaseSettings) -> str:
@@ -120,18 +182,10 @@ def tls(url: URL) -> ssl.SSLContext | None:
     return context
 
 
-def begin(connection: Connection) -> None:
-    """Begin as the connection is told to, which is left as it is for whoever comes next."""
-    level = connection.get_execution_options().get("isolation_level")
-    connection.connection.autocommit(level == "AUTOCOMMIT")  # Nothing is sent if it is so already.
-    driver: Any = connection.connection.driver_connection
-    driver.failure, driver.begun = None, level != "AUTOCOMMIT"
-    if level not in {None, "AUTOCOMMIT"}:
-        connection.exec_driver_sql(f"SET TRANSACTION ISOLATION LEVEL {level}")
-
-
-def leave_to_begin(_connection: DBAPIConnection, _level: str | None = None) -> None:
-    """Set no isolation level: `begin` does."""
+def find_left(statement: str) -> Left:
+    """Say what a statement leaves on a connection to MySQL or MariaDB, which no reset undoes."""
+    text = SKIPPED.sub("''", statement)
+    return Left.ALTERED if ALTERED.search(text) else Left.NOTHING
 
 
 class CheckedConnection(Driver):
@@ -188,7 +242,7 @@ class CheckedConnection(Driver):
         if self.begun and (found := CONTROL.match(sql)):
             message = REFUSED.format(name=self.database_name, statement=found[1].upper())
             raise InvalidRequestError(message)
-        if left := on_mysql(sql):
+        if left := find_left(sql):
             self.note(sql, left)
 
     async def _read_query_result(self, unbuffered: bool = False) -> None:
@@ -285,36 +339,7 @@ def number(error: BaseException | None) -> int | None:
     return original.args[0] if original is not None and original.args else None
 
 
-def refuse_implicit_commit(
-    _cursor: object, statement: str, _parameters: object, context: Any
-) -> None:
-    """Refuse what commits on these servers what the transaction has done so far."""
-    if not (context.is_text or context.isddl) or (found := COMMITS.match(statement)) is None:
-        return
-    if context.root_connection.connection.driver_connection.get_transaction_status():
-        name, word = name_of(context), found[1].upper()
-        raise InvalidRequestError(IMPLICIT_COMMIT.format(name=name, statement=word))
-
-
-def prepare(
-    engine: AsyncEngine, another: Callable[[], AsyncEngine], run: Callable[[Work], object] | None
-) -> None:
-    """Set what this engine does beside SQLAlchemy's; `another` makes one without a pool.
-
-    `run` runs what nobody waits for; None where the engine has no pool: migrations.
-    """
-    log = logging.getLogger("asyncmy")
-    if log.level == logging.NOTSET:
-        log.setLevel(logging.ERROR)  # It logs the server's warnings, which quote values.
-    save_round_trips(engine.sync_engine)
-    event.listen(engine.sync_engine, "do_execute", refuse_after_failure)
-    refuse_large_statements(engine.sync_engine)
-    if run is not None:  # The statements of migrations commit anyway.
-        event.listen(engine.sync_engine, "do_execute", refuse_implicit_commit)
-        stop_what_is_left(engine, another(), run)
-
-
-def save_round_trips(engine: Engine) -> None:
+def save_round_trips(engine: SyncEngine) -> None:
     """Switch to AUTOCOMMIT and back when the other is needed, and roll back what there is.
 
     In SQLAlchemy's own way, a read of one round trip takes six or seven.
@@ -331,10 +356,10 @@ def save_round_trips(engine: Engine) -> None:
 
     dialect.do_rollback = do_rollback
     dialect.set_isolation_level = dialect.reset_isolation_level = leave_to_begin
-    event.listen(engine, "begin", begin)
+    event.listen(engine, "begin", ENGINE.begin)
 
 
-def refuse_large_statements(engine: Engine) -> None:
+def refuse_large_statements(engine: SyncEngine) -> None:
     """Refuse a statement beyond `max_allowed_packet` before it is sent: the server would hang up.
 
     Only what has more than a megabyte of values asks for the limit, which takes one round trip.
@@ -384,3 +409,98 @@ def is_left(error: BaseException) -> bool:
     if isinstance(error, asyncio.CancelledError):
         return True
     return error.args == (SERVER_LOST, GIVEN_UP)
+
+
+def state_of(error: Any) -> str | None:
+    """Translate an error's number; else return the SQLSTATE that came with it."""
+    number: int | str = error.args[0]
+    if isinstance(number, str):  # The driver's own, which is of a value: NaN, infinity.
+        return "22003" if number.endswith("can not be used with MySQL") else None
+    return None if number in CLIENT else STATES.get(number, getattr(error, "sqlstate", None))
+
+
+class Mysql(Engine):
+    """MySQL or MariaDB, by asyncmy."""
+
+    commits = COMMITS
+    limits_query = LIMITS
+    verdicts = Verdicts(find_left)
+
+    def connect_args(
+        self,
+        name: str,
+        settings: DatabaseSettings,
+        *,
+        label: str,
+        fence: float | None,
+        pooled: bool,
+        read_only: bool,
+    ) -> dict[str, Any]:
+        """Translate the settings to the driver's arguments."""
+        return {
+            "async_creator_fn": opener(name, migrates=not pooled),
+            "connect_timeout": settings.connect_timeout,
+            "read_timeout": fence,
+            "program_name": label,  # in performance_schema.session_connect_attrs
+            "init_command": session_settings(settings),
+            "ssl": tls(settings.url),
+        }
+
+    def encode_password(self, password: object) -> bytes:
+        """Encode it as UTF-8: asyncmy would send a str as Latin-1."""
+        return str(password).encode()
+
+    def prepare(
+        self,
+        engine: AsyncEngine,
+        another: Callable[[], AsyncEngine],
+        run: Callable[[Work], object] | None,
+    ) -> None:
+        """Save round trips, and refuse what would commit or hang up."""
+        log = logging.getLogger("asyncmy")
+        if log.level == logging.NOTSET:
+            log.setLevel(logging.ERROR)  # It logs the server's warnings, which quote values.
+        save_round_trips(engine.sync_engine)
+        event.listen(engine.sync_engine, "do_execute", refuse_after_failure)
+        refuse_large_statements(engine.sync_engine)
+        if run is not None:  # The statements of migrations commit anyway.
+            event.listen(engine.sync_engine, "do_execute", self.refuse_implicit_commit)
+            stop_what_is_left(engine, another(), run)
+
+    def begin(self, connection: Connection) -> None:
+        """Begin as the connection is told to, which is left as it is for whoever comes next."""
+        level = connection.get_execution_options().get("isolation_level")
+        connection.connection.autocommit(level == "AUTOCOMMIT")  # Nothing is sent if it is so.
+        driver: Any = connection.connection.driver_connection
+        driver.failure, driver.begun = None, level != "AUTOCOMMIT"
+        if level not in {None, "AUTOCOMMIT"}:
+            connection.exec_driver_sql(f"SET TRANSACTION ISOLATION LEVEL {level}")
+
+    def refuse_implicit_commit(
+        self, _cursor: object, statement: str, _parameters: object, context: Any
+    ) -> None:
+        """Refuse what commits on these servers what the transaction has done so far."""
+        if not (context.is_text or context.isddl) or (found := COMMITS.match(statement)) is None:
+            return
+        if context.root_connection.connection.driver_connection.get_transaction_status():
+            name, word = name_of(context), found[1].upper()
+            raise InvalidRequestError(IMPLICIT_COMMIT.format(name=name, statement=word))
+
+    def note(self, cursor: Any, statement: str) -> None:
+        """Note what a statement leaves, before its values are in it."""
+        driver = cursor._adapt_connection._connection  # noqa: SLF001 -- told nowhere else
+        driver.noted = True
+        if left := self.verdicts[statement]:
+            driver.note(statement, left)
+
+    def closed_check(self, driver: Any) -> Callable[[], bool]:
+        """Return the driver's own check for a closed connection."""
+        return lambda: driver._stream_broken  # noqa: SLF001 -- it says less in public
+
+    def transaction_check(self, driver: Any) -> Callable[[], bool]:
+        """Return the driver's own check for a transaction."""
+        return driver.get_transaction_status
+
+
+ENGINE = Mysql()
+TRANSLATIONS["asyncmy"] = TRANSLATIONS["pymysql"] = state_of

@@ -1,11 +1,12 @@
 """SQLSTATE codes: the one name that an error has on every server.
 
-Source: PostgreSQL's appendix A, "PostgreSQL Error Codes". SQLite has codes of its own, and
-MySQL and MariaDB have numbers that say more than their SQLSTATEs: both are translated to the
-SQLSTATE that PostgreSQL gives for the same thing.
+Source: PostgreSQL's appendix A, "PostgreSQL Error Codes". Errors of other servers are translated
+to the SQLSTATE that PostgreSQL gives for the same thing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy.exc import ArgumentError, DataError, InvalidRequestError
 
@@ -25,77 +26,8 @@ LIMITS = {
     "invalid memory alloc request size": "54000",
 }
 
-SQLITE = {
-    "SQLITE_BUSY": "55P03",
-    "SQLITE_CANTOPEN": "08001",
-    "SQLITE_CONSTRAINT_CHECK": "23514",
-    "SQLITE_CONSTRAINT_DATATYPE": "22000",
-    "SQLITE_CONSTRAINT_FOREIGNKEY": "23503",
-    "SQLITE_CONSTRAINT_NOTNULL": "23502",
-    "SQLITE_CONSTRAINT_PRIMARYKEY": "23505",
-    "SQLITE_CONSTRAINT_ROWID": "23505",
-    "SQLITE_CONSTRAINT_TRIGGER": "23001",  # also what ON DELETE RESTRICT reports
-    "SQLITE_CONSTRAINT_UNIQUE": "23505",
-    "SQLITE_FULL": "53100",
-    "SQLITE_INTERRUPT": "57014",
-    "SQLITE_LOCKED": "55P03",
-    "SQLITE_READONLY": "25006",
-    "SQLITE_TOOBIG": "54000",
-}
-
-# Where the SQLSTATE that the server sends says less: 23000 is every constraint, HY000 anything.
-MYSQL = {
-    1020: "40001",  # the row has changed since it was read; MariaDB, innodb_snapshot_isolation
-    1022: "23505",  # a duplicate key
-    1021: "53100",  # the disk is full
-    1040: "53300",  # too many connections
-    1044: "28000",  # no access to this database
-    1045: "28P01",
-    1048: "23502",
-    1049: "3D000",
-    1053: "57P01",  # the server is shutting down
-    1062: "23505",
-    1114: "53100",  # a table is full: its disk, mostly
-    1169: "23505",
-    1203: "53300",
-    1118: "54000",  # a row is too large
-    1153: "54000",  # a statement is larger than max_allowed_packet
-    1205: "55P03",  # lock wait timeout
-    1206: "53200",  # the lock table is full
-    1213: "40P01",  # deadlock
-    1216: "23503",
-    1217: "23503",
-    1226: "53300",  # the user has no connection left
-    1264: "22003",
-    1265: "22000",
-    1290: "25006",  # --read-only
-    1292: "22007",
-    1300: "22021",  # no character of the set
-    1317: "57014",  # interrupted: KILL QUERY
-    1364: "23502",  # NULL by omission
-    1365: "22012",
-    1366: "22000",
-    1406: "22001",
-    1436: "54001",  # the stack is too small for the statement
-    1451: "23503",
-    1452: "23503",
-    1557: "23505",
-    1586: "23505",
-    1690: "22003",
-    1698: "28000",
-    1836: "25006",
-    1927: "57P01",  # killed; MariaDB
-    1969: "57014",  # max_statement_time; MariaDB
-    3024: "57014",  # max_execution_time; MySQL
-    3140: "22000",  # malformed JSON
-    3572: "55P03",  # NOWAIT; MySQL
-    3819: "23514",  # CHECK; MySQL
-    4025: "23514",  # CHECK; MariaDB
-    4031: "57P01",  # idle for longer than wait_timeout; MySQL
-}
-MYSQL_CLIENT = range(2000, 3000)
-"""Numbers that the driver gives, not the server: no answer came."""
-
+TRANSLATIONS: dict[str, Callable[[Any], str | None]] = {}
+"""By the package of a driver: what finds the SQLSTATE of an error that has none of its own."""
 
 BUGS = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError),
@@ -168,15 +100,11 @@ def sqlstate(error: BaseException | None) -> str | None:
     unknown = "22000" if isinstance(error, DataError) else None
     while error is not None:
         code = getattr(error, "sqlstate", None)
-        if type(error).__module__ in {"asyncmy.errors", "pymysql.err"}:
-            return mysql_sqlstate(error.args[0], code)
+        translate = TRANSLATIONS.get(type(error).__module__.partition(".")[0])
+        if translate is not None:
+            return translate(error) or unknown
         if isinstance(code, str):
             return code if code != "XX000" else limit_of(error) or code
-        name = getattr(error, "sqlite_errorname", None)
-        if isinstance(name, str):
-            # Extended names add to the basic one: SQLITE_BUSY_SNAPSHOT.
-            known = (SQLITE[key] for key in SQLITE if name.startswith(key))
-            return next(known, None) or limit_of(error)
         unknown = unknown or limit_of(error)
         error = getattr(error, "orig", None) or error.__cause__
     return unknown
@@ -186,13 +114,6 @@ def limit_of(error: BaseException) -> str | None:
     """Return the SQLSTATE of a limit that only the message names."""
     said = str(error)
     return next((code for text, code in LIMITS.items() if text in said), None)
-
-
-def mysql_sqlstate(number: int | str, code: str | None) -> str | None:
-    """Translate an error's number; `code` is the SQLSTATE that came with it."""
-    if isinstance(number, str):  # The driver's own, which is of a value: NaN, infinity.
-        return "22003" if number.endswith("can not be used with MySQL") else None
-    return None if number in MYSQL_CLIENT else MYSQL.get(number, code)
 
 
 def answer(code: str | None) -> Answer | None:

@@ -19,14 +19,15 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import greenlet_spawn
 
-from ..engines.drivers import closed_check, forget, left_check
+from ..engines.base import load
+from ..engines.drivers import forget, left_check
 from ..engines.sqlstates import is_bug, sqlstate
 from ..errors import DatabaseError, Unreachable
 from ..loggers import logger_named
 from ..settings.database import DatabaseSettings
 from .background import Background
 from .breaker import Breaker
-from .slots import Slot, ping
+from .slots import Slot
 from .status import Counters
 from .timeouts import within
 from .usage import Usage
@@ -197,10 +198,10 @@ class Connections:
         if self.open >= self.settings.max_connections:
             lifetime = 0.0  # The limit was lowered meanwhile.
         connection = cast("DBAPIConnection", record.dbapi_connection)
-        dialect, driver = self._hooks.dialect(), record.driver_connection
+        engine, driver = load(self._hooks.dialect().name), record.driver_connection
         notes = forget(driver)  # What listeners did when it was opened is as the pool makes it.
-        is_closed = closed_check(dialect, driver)
-        left = left_check(dialect, connection, driver, notes)
+        is_closed = engine.closed_check(driver)
+        left = left_check(engine, connection, driver, notes)
         expires = now + lifetime
         slot = Slot(record, connection, driver, notes, is_closed, left, expires, now, now, now)
         self.slots[record] = slot
@@ -275,7 +276,8 @@ class Connections:
         answered = False
         try:
             async with within(self.settings.ping_timeout):
-                await ping(self._hooks.dialect(), slot)
+                dialect = self._hooks.dialect()
+                await load(dialect.name).ping(dialect, slot.connection, slot.driver, slot.notes)
             answered = True
         except Exception as error:  # noqa: BLE001 -- drivers raise what they like
             self.counters.ping_errors += 1

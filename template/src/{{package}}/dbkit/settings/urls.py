@@ -266,6 +266,12 @@ def sqlite(url: URL, prefix: str) -> URL:
     return url
 
 
+def hosts(url: URL) -> list[URL]:
+    """Return the URLs of one server each, of a URL that may name several."""
+    named = url.query.get("host", "")
+    return [url] if isinstance(named, str) else [url.update_query_dict({"host": h}) for h in named]
+
+
 def shown(url: URL) -> str:
     """Write a URL for people: without its password, and of its parameters, only where it leads."""
     where = {name: value for name, value in url.query.items() if name in {"host", "port"}}

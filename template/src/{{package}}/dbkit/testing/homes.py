@@ -8,6 +8,7 @@ or made what the same migrations made in an earlier run; workers, and tests that
 import contextlib
 from collections.abc import Generator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -27,15 +28,7 @@ from ..settings.database import environment
 from ..settings.urls import EXAMPLES, Dialect, parse_url
 from .folder import run_folder
 from .home import Home
-from .on_mysql import MysqlHome
-from .on_postgresql import PostgresHome
-from .on_sqlite import SqliteHome
 
-HOMES: dict[Dialect, type[Home]] = {
-    "postgresql": PostgresHome,
-    "mysql": MysqlHome,
-    "sqlite": SqliteHome,
-}
 CONNECTIONS = "500"
 """Of all workers."""
 
@@ -60,9 +53,14 @@ def find_homes(databases: Databases, cache: Path | None) -> Generator[dict[str, 
                 if dialect not in servers:
                     servers[dialect] = stack.enter_context(start_server(database, folder))
                 base = servers[dialect].url(servers[dialect].first_database)
-            homes[database.name] = HOMES[dialect](database, base, cache)
+            homes[database.name] = home_class(dialect)(database, base, cache)
         refuse_configured(databases, homes)
         yield homes
+
+
+def home_class(dialect: Dialect) -> type[Home]:
+    """Return what keeps test databases of a dialect."""
+    return import_module(f".on_{dialect}", __package__).HOME
 
 
 def start_server(database: Database, folder: Path) -> EmbeddedServer:

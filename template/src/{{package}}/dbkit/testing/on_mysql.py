@@ -165,3 +165,6 @@ async def drop(connection: AsyncConnection, url: URL) -> None:
 def backticks(name: str | None) -> str:
     """Quote a name for MySQL."""
     return "`" + str(name).replace("`", "``") + "`"
+
+
+HOME = MysqlHome

@@ -92,3 +92,6 @@ class PostgresHome(ServerHome):
 def quoted(url: URL) -> str:
     """Quote the name of a database for SQL, in which colons begin parameters."""
     return '"' + str(url.database).replace('"', '""').replace(":", "\\:") + '"'
+
+
+HOME = PostgresHome

@@ -58,3 +58,6 @@ def delete_file(url: URL) -> None:
     """Delete a database of SQLite, and its journal."""
     for suffix in ("", "-wal", "-shm"):
         Path(f"{url.database}{suffix}").unlink(missing_ok=True)
+
+
+HOME = SqliteHome

@@ -15,9 +15,7 @@ from sqlalchemy.pool import Pool
 from sqlalchemy.util import greenlet_spawn
 
 from ..callsites import calling_lines
-from ..database.engine import begin_sqlite
-from ..engines import mysql
-from ..engines.drivers import statement_note
+from ..engines.base import load
 from ..engines.session_state import Left
 from ..engines.sqlstates import IN_ABORTED, sqlstate
 from ..engines.transactions import CONTROL, aborted, refuse_control
@@ -52,7 +50,7 @@ class Sandbox:
         self._roll_back = self._dialect.do_rollback
         if isinstance(engine.pool, FairPool):
             engine.pool.in_sandbox = True
-        self._note = statement_note(self._dialect.name)
+        self._engine = load(self._dialect.name)
         # The dialect is this engine's own.
         self._dialect.do_begin = self._do_begin
         self._dialect.do_commit = self._do_commit
@@ -64,10 +62,9 @@ class Sandbox:
         self._dialect.set_isolation_level = self._set_isolation_level
         self._dialect.reset_isolation_level = self._reset_isolation_level
         for moment, listener in (
-            ("begin", begin_sqlite),
-            ("begin", mysql.begin),
+            ("begin", self._engine.begin),
             ("do_execute", refuse_control),  # The sandbox does, for its own reason.
-            ("do_execute", mysql.refuse_implicit_commit),
+            ("do_execute", self._engine.refuse_implicit_commit),
         ):
             if event.contains(engine.sync_engine, moment, listener):
                 event.remove(engine.sync_engine, moment, listener)
@@ -115,8 +112,8 @@ class Sandbox:
                     LOST.format(name=self.name, line=line, committed=COMMITTED)
                 )
             self.forget()
-            if self._dialect.name == "sqlite":
-                run(connection, "BEGIN IMMEDIATE")  # The others begin by themselves.
+            if self._engine.begin_sandbox:
+                run(connection, self._engine.begin_sandbox)
             run(connection, "SAVEPOINT sandbox")
             self._begun = connection
         driver = proxy.driver_connection
@@ -175,10 +172,10 @@ class Sandbox:
         self._run(statement, cursor.execute)
 
     def _run(self, statement: str, execute: Any, *parameters: object) -> None:
-        self._note(execute.__self__, statement)
+        self._engine.note(execute.__self__, statement)
         found = CONTROL.match(statement)
-        if found is None and self._dialect.name == "mysql":
-            found = mysql.COMMITS.match(statement)
+        if found is None and self._engine.commits:
+            found = self._engine.commits.match(statement)
         if found:
             word = found[1].upper()
             line = " <- ".join(calling_lines())

@@ -3,12 +3,13 @@
 import asyncio
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..context import RequestContext, enter
-from ..database.replicas import read_positions, set_cookies
 from ..errors import DatabaseError
 from .disconnects import Watch
 from .logs import find_id, say, say_failed, take_over
@@ -25,7 +26,9 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, *, replicas: bool = False) -> None:
         self.app = app
-        self.replicas = replicas
+        self._replication: Any = (
+            import_module("..database.replicas", __package__) if replicas else None
+        )
         self._asked = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,11 +65,11 @@ class RequestMiddleware:
                 added = [(b"x-request-id", request.id.encode()), NO_SNIFFING]
                 message["headers"] = [*message.get("headers", ()), *added]
                 if request.written:
-                    set_cookies(request, message)
+                    self._replication.set_cookies(request, message)
             await send(message)
 
-        if self.replicas:
-            read_positions(request)
+        if self._replication:
+            self._replication.read_positions(request)
         watch = Watch(request, receive)
         try:
             await self.app(request.scope, watch.receive, send_noting)

@@ -4,8 +4,11 @@ A check is a function that is given a `Subject` and yields findings; it is liste
 or `DEPLOY_CHECKS`. Ids are never used again for something else.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError
@@ -20,11 +23,8 @@ from ...settings.service import read_service_settings
 from .application import check_application
 from .finding import Finding, Subject
 from .models import check_models, check_on_connect
-from .mysql import check_engines, check_mysql
-from .pooler import check_pooler
-from .replicas import check_replica
 from .schema import check_schema
-from .server import check_clock, check_server, check_timeouts, check_writable
+from .server import check_clock, check_timeouts, check_writable
 from .template import check_template
 
 __all__ = [
@@ -49,19 +49,14 @@ PORTS = {"postgresql": 5432, "mysql": 3306}
 Check = Callable[[Subject], AsyncIterable[Finding]]
 
 CHECKS: tuple[Check, ...] = (
-    check_pooler,
     check_schema,
     check_models,
     check_on_connect,
-    check_mysql,
-    check_replica,
 )
 DEPLOY_CHECKS: tuple[Check, ...] = (
     check_timeouts,
-    check_server,
     check_clock,
     check_writable,
-    check_engines,
 )
 """Those of `check --deploy`: about the servers of production."""
 
@@ -92,7 +87,7 @@ async def check(databases: Iterable[Database], *, deploy: bool = False) -> Async
                         " search_path of its own",
                     )
                     continue
-                for each in CHECKS + (DEPLOY_CHECKS if deploy else ()):
+                for each in checks_of(database, deploy=deploy):
                     async for finding in run(each, subject):
                         yield finding
                 if deploy and not settings.pgbouncer and (limits := await read_limits(ours)):
@@ -101,6 +96,23 @@ async def check(databases: Iterable[Database], *, deploy: bool = False) -> Async
             yield Finding("database.E002", database.name, error.detail)
     for excess in excesses(claims, read_service_settings(variables).processes):
         yield Finding(excess.limit.id, excess.claims[0].database, str(excess), HINT)
+
+
+def checks_of(database: Database, *, deploy: bool) -> Iterator[Check]:
+    """Yield the checks of any database, and those of its engine and of replicas."""
+    kinds = [database.dialect, *(["replicas"] if database.replica_of else [])]
+    modules: list[Any] = [
+        import_module(f".{kind}", __package__)
+        for kind in kinds
+        if find_spec(f"{__package__}.{kind}")  # A service has those that it needs.
+    ]
+    for module in modules:
+        yield from module.CHECKS
+    yield from CHECKS
+    if deploy:
+        yield from DEPLOY_CHECKS
+        for module in modules:
+            yield from getattr(module, "DEPLOY_CHECKS", ())
 
 
 async def run(check_: Check, subject: Subject) -> AsyncGenerator[Finding]:

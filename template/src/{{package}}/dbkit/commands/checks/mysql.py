@@ -14,8 +14,6 @@ WITHOUT_TRANSACTIONS = text("""
 
 async def check_mysql(subject: Subject) -> AsyncGenerator[Finding]:
     """Look at the character set that new tables get: many servers have one of one byte."""
-    if subject.database.dialect != "mysql":
-        return
     found = await subject.connection.scalar(text("SELECT @@character_set_database"))
     if found != "utf8mb4":
         yield subject.finding(
@@ -28,8 +26,6 @@ async def check_mysql(subject: Subject) -> AsyncGenerator[Finding]:
 
 async def check_engines(subject: Subject) -> AsyncGenerator[Finding]:
     """Look for tables whose engine has no transactions: what is rolled back stays in them."""
-    if subject.database.dialect != "mysql":
-        return
     found = (await subject.connection.execute(WITHOUT_TRANSACTIONS)).all()
     if found:
         tables = ", ".join(f"{table} ({engine})" for table, engine in found)
@@ -38,3 +34,7 @@ async def check_engines(subject: Subject) -> AsyncGenerator[Finding]:
             f"tables without transactions: {tables}; what is rolled back stays in them",
             f"ALTER TABLE `{found[0][0]}` ENGINE = InnoDB",
         )
+
+
+CHECKS = (check_mysql,)
+DEPLOY_CHECKS = (check_engines,)

@@ -20,3 +20,6 @@ async def check_replica(subject: Subject) -> AsyncGenerator[Finding]:
             "its server is no replica: it takes writes of its own",
             f"set {subject.database.env_prefix}URL to a server that follows that of {primary.name}",
         )
+
+
+CHECKS = (check_replica,)

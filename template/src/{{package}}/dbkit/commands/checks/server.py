@@ -10,13 +10,6 @@ from .finding import Finding, Subject
 SKEW = 1.0
 """Seconds between two clocks that are too many."""
 
-SETTINGS = text("""
-    SELECT current_setting('TimeZone'), current_setting('server_encoding'),
-        current_setting('autovacuum'),
-        (SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
-            WHERE 'autovacuum_enabled=false' = ANY (reloptions)
-                OR 'autovacuum_enabled=off' = ANY (reloptions))
-""")
 CLOCKS = {
     "postgresql": text("SELECT extract(epoch FROM clock_timestamp())::float8"),
     "mysql": text("SELECT unix_timestamp(sysdate(6)) + 0e0"),
@@ -26,33 +19,6 @@ IS_READ_ONLY = {
     # A number, and on newer ones a word.
     "mysql": text("SELECT concat(@@global.read_only) NOT IN ('0', 'OFF')"),
 }
-
-
-async def check_server(subject: Subject) -> AsyncGenerator[Finding]:
-    """Look at the time zone, the encoding, and autovacuum of a PostgreSQL."""
-    if subject.database.dialect != "postgresql":
-        return
-    zone, encoding, autovacuum, without = (await subject.connection.execute(SETTINGS)).one()
-    name = subject.settings.url.database
-    if zone not in {"UTC", "Etc/UTC", "GMT"}:
-        yield subject.finding(
-            "database.W010",
-            f"its time zone is {zone}: current_date and date_trunc() go by that",
-            f"ALTER DATABASE {name} SET timezone = 'UTC'",
-        )
-    if encoding != "UTF8":
-        yield subject.finding(
-            "database.W011",
-            f"its encoding is {encoding}: it refuses text that the service accepts",
-            "make a new one with ENCODING 'UTF8' TEMPLATE template0, and move the data there",
-        )
-    if autovacuum != "on" or without:
-        yield subject.finding(
-            "database.W013",
-            f"autovacuum is off{f' for {without}' if autovacuum == 'on' else ''}:"
-            " dead rows stay, and queries become slower",
-            "switch it on: autovacuum in postgresql.conf, autovacuum_enabled of a table",
-        )
 
 
 async def check_clock(subject: Subject) -> AsyncGenerator[Finding]:

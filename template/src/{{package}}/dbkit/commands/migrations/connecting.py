@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util import await_only
 
 from ...database.database import Database
-from ...engines.mysql import LONGEST_WAIT
+from ...engines.base import LONGEST_WAIT
 from .failures import explained
 from .postgresql import quoted
 from .sqlite import keep_what_a_rebuild_loses
