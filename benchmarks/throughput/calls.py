@@ -14,6 +14,7 @@ from collections import Counter
 from importlib import import_module
 from types import CodeType
 from typing import Any
+from uuid import uuid4
 
 from uvicorn import Config
 
@@ -52,21 +53,26 @@ def by_layer(profile: cProfile.Profile) -> Counter[str]:
     return found
 
 
-async def ask(app: Any, number: int) -> None:
-    """Send one request for a row."""
-    path = f"/items/{1 + number % 1000}"
-    messages = [{"type": "http.request", "body": b"", "more_body": False}]
+async def ask(app: Any, method: str, path: str, number: int) -> None:
+    """Send one request; `{id}` in its path is the number of a row."""
+    path, _, query = path.replace("{id}", str(1 + number % 1000)).partition("?")
+    body = json.dumps({"name": uuid4().hex}).encode() if method == "POST" else b""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
     scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
-        "method": "GET",
+        "method": method,
         "scheme": "http",
         "path": path,
         "raw_path": path.encode(),
-        "query_string": b"",
+        "query_string": query.encode(),
         "root_path": "",
-        "headers": [(b"host", b"localhost")],
+        "headers": [
+            (b"host", b"localhost"),
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),
     }
@@ -75,7 +81,7 @@ async def ask(app: Any, number: int) -> None:
         return messages.pop() if messages else await asyncio.Event().wait()
 
     async def send(message: Any) -> None:
-        if message["type"] == "http.response.start" and message["status"] != 200:  # noqa: PLR2004
+        if message["type"] == "http.response.start" and message["status"] not in {200, 201}:
             raise SystemExit(f"{path}: {message['status']}")
 
     await app(scope, receive, send)
@@ -86,10 +92,10 @@ async def count(app: Any) -> dict[str, float]:
     profile = cProfile.Profile()
     async with app.router.lifespan_context(app):
         for number in range(WARM_UP):
-            await ask(app, number)
+            await ask(app, "GET", "/items/{id}", number)
         with profile:
             for number in range(REQUESTS):
-                await ask(app, number)
+                await ask(app, "GET", "/items/{id}", number)
     return {name: calls / REQUESTS for name, calls in by_layer(profile).most_common()}
 
 

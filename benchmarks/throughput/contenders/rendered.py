@@ -82,6 +82,22 @@ async def by_session(item_id: int) -> Any:
         return await session.get_one(Item, item_id)
 
 
+@app.post("/session", status_code=201, response_model=ItemRead)
+async def create_by_session(body: ItemCreate) -> Any:
+    """Write one in a transaction."""
+    async with primary.session() as session:
+        item = Item(**body.model_dump())
+        session.add(item)
+        await session.flush()
+        return item
+
+
+@app.get("/fresh/{item_id}", response_model=ItemRead)
+async def by_fresh_statement(item_id: int) -> Any:
+    """Read one by a statement that is built for it."""
+    return (await primary.reader.execute(select(Item.__table__).where(Item.id == item_id))).first()
+
+
 @app.get("/object/{item_id}", response_model=ItemRead)
 async def by_object(item_id: int) -> Any:
     """Read one as an object."""
