@@ -268,6 +268,16 @@ async def test_what_asks_for_more_goes_sqlalchemys_way(shop: Database, name: str
     assert of(await shop.reader.execute(statement), unique=False) == of(expected, unique=False)
 
 
+async def test_a_select_of_a_writer_runs_once(shop: Database) -> None:
+    await shop.execute(text("CREATE SEQUENCE counted"))
+    writing = select(Shop, func.nextval("counted")).where(Shop.id == 1)
+    with_more = writing.options(selectinload(Shop.shelves))
+
+    (_, number) = (await shop.execute(with_more)).one()
+
+    assert number == await shop.reader.scalar(text("SELECT last_value FROM counted")) == 1
+
+
 KEYS: list[tuple[Any, Any]] = [
     *((Shop, each) for each in (1, 2, 99, "1", 1.0, [1], (1,), {"id": 2}, object())),
     *((Shelf, each) for each in ((1, 0), [2, 1], {"shop_id": 1, "number": 0}, (1, 99), (1, None))),

@@ -187,7 +187,10 @@ async def run(
     Natively, where that is the same: it takes half the time.
     """
     options = None if is_core(statement) or is_plain(statement) else BUFFERED
-    result = await run_natively(engine, statement, params, begin, options)
+    result = None
+    if options is None or begin is nothing:
+        # Not a writer's that returns objects: SQLAlchemy may have to run it once more.
+        result = await run_natively(engine, statement, params, begin, options)
     if result is None:
         result = await greenlet_spawn(run_alone, engine, statement, params, begin)
     return result
