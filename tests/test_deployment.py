@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -273,3 +274,32 @@ def test_unit_of_the_documentation_is_one(tmp_path: Path) -> None:
     (tmp_path / "orders.service").write_text(unit)
 
     accepted(find_program("systemd-analyze"), "verify", tmp_path / "orders.service")
+
+
+def test_the_image_needs_nothing_that_it_leaves_out(
+    services: list[Service], tmp_path: Path
+) -> None:
+    service = services[0]
+    left_out = {
+        path
+        for pattern in (service.path / ".dockerignore").read_text().split()
+        for path in service.path.glob(pattern)
+    }
+    image = tmp_path / "image"
+    shutil.copytree(
+        service.path,
+        image,
+        ignore=lambda folder, names: [each for each in names if Path(folder, each) in left_out],
+    )
+    (kit,) = image.glob("src/*/dbkit")
+    package = f"{kit.parent.name}.dbkit"
+    imports = (
+        "import importlib, pkgutil, sys; sys.path.insert(0, 'src');"
+        f" kit = importlib.import_module('{package}');"
+        " names = [m.name for m in pkgutil.walk_packages(kit.__path__, kit.__name__ + '.')];"
+        " [importlib.import_module(name) for name in names if '.alembic' not in name]"
+    )
+
+    assert not (kit / "testing").exists()
+    done = run(image, sys.executable, "-c", imports)
+    assert done.returncode == 0, done.stdout

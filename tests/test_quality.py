@@ -58,8 +58,8 @@ def kit_files(kit: Path) -> dict[str, bytes]:
 
 
 OPTIONAL = {
-    "mysql": {"engines/mysql.py", "commands/checks/mysql.py", "testing/on_mysql.py"},
-    "sqlite": {"engines/sqlite.py", "testing/on_sqlite.py"},
+    "mysql": {"engines/mysql.py", "commands/checks/mysql.py", "testing/mysql.py"},
+    "sqlite": {"engines/sqlite.py", "testing/sqlite.py"},
     "replica_of": {"database/replicas.py", "commands/checks/replicas.py"},
 }
 """Files of the kit, by what a service has them for."""

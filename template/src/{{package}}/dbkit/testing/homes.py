@@ -60,7 +60,7 @@ def find_homes(databases: Databases, cache: Path | None) -> Generator[dict[str, 
 
 def home_class(dialect: Dialect) -> type[Home]:
     """Return what keeps test databases of a dialect."""
-    return import_module(f".on_{dialect}", __package__).HOME
+    return import_module(f".{dialect}", __package__).HOME
 
 
 def start_server(database: Database, folder: Path) -> EmbeddedServer:
