@@ -761,6 +761,30 @@ def test_another_answer_brings_its_files_once(owned: Owned, history: Path, tmp_p
     assert tree(folder).keys() == owned.before.keys()
 
 
+def test_another_engine_brings_its_files_of_the_kit_and_takes_them_away(
+    history: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "service"
+    only = [{"name": "primary", "engine": "postgresql"}]
+    copy(history, folder, {"project_name": "Orders", "databases": only})
+    files = {
+        *("engines/sqlite.py", "testing/sqlite.py", "database/replicas.py"),
+        "commands/checks/replicas.py",
+    }
+
+    def there() -> set[str]:
+        return {name for name in files if (folder / "src/orders/dbkit" / name).exists()}
+
+    assert not there()
+    replica = {"name": "replica", "engine": "postgresql", "replica_of": "primary"}
+    commit_all(folder)
+    update(folder, databases=[*only, replica, {"name": "cache", "engine": "sqlite"}])
+    assert there() == files
+    commit_all(folder)
+    update(folder, databases=only)
+    assert not there()
+
+
 def test_service_in_a_folder_of_a_repository_is_updated(
     history: Path, render: Renderer, tmp_path: Path
 ) -> None:
