@@ -25,15 +25,16 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the tests use pidfd_open")
 
-KIT = Path(dbkit.commands.embedded.__file__).parent
+KIT = Path(dbkit.commands.embedded.__file__).parents[1]
 PREAMBLE = f"""
 import os, sys, types
-# The package without its __init__, which takes a second to import all else.
-sys.modules["dbkit"] = types.ModuleType("dbkit")
-sys.modules["dbkit"].__path__ = [{str(KIT)!r}]
+sys.path.insert(0, {str(KIT.parent)!r})
+# Without the package's __init__, which imports the whole command line.
+sys.modules["dbkit.commands"] = types.ModuleType("dbkit.commands")
+sys.modules["dbkit.commands"].__path__ = [{str(KIT / "commands")!r}]
 from pathlib import Path
-from dbkit.embedded import TEST_SETTINGS, EmbeddedPostgres
-from dbkit.embedded_guard import leave_root
+from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres
+from dbkit.commands.embedded_guard import leave_root
 server = EmbeddedPostgres(Path(sys.argv[1]), settings=TEST_SETTINGS)
 def say(what):
     print(what, flush=True)
@@ -481,7 +482,7 @@ def test_without_binaries_says_how_to_get_them(
     monkeypatch: pytest.MonkeyPatch, new_directory: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(find_binaries()), prepend=os.pathsep)
-    monkeypatch.setattr(dbkit.embedded, "find_spec", lambda _: None)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    monkeypatch.setattr(dbkit.commands.embedded, "find_spec", lambda _: None)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
     with pytest.raises(EmbeddedFailed) as failure:
         EmbeddedPostgres(new_directory).start()
     assert "there is no embedded PostgreSQL on this machine" in str(failure.value)
