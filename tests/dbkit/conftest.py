@@ -45,10 +45,11 @@ def postgres(fast_directory: Path) -> Iterator[EmbeddedPostgres]:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pooler(postgres: EmbeddedPostgres) -> Iterator[URL]:
     """Run a PgBouncer; the URL names no database."""
-    with pgbouncer(postgres.url("")) as url:
+    # Each test has a database of its own: else the connections to those before would add up.
+    with pgbouncer(postgres.url(""), server_idle_timeout="5") as url:
         yield url
 
 
