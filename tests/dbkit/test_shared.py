@@ -91,7 +91,7 @@ async def test_no_thread_of_the_loop_waits_for_a_resolver(
         "postgresql",
         pytest.param(
             "mariadb",
-            marks=pytest.mark.xfail(run=False, reason="hangs, for a reason not found yet"),
+            marks=pytest.mark.xfail(run=False, reason="hangs; not understood yet"),
         ),
     ],
     indirect=True,
