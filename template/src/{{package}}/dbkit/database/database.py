@@ -44,6 +44,7 @@ from ..loggers import logger_named
 from ..pool import FairPool
 from ..pool.usage import SHOWN_HOLDERS
 from ..settings.database import DatabaseSettings, Declared, environment, origins, read_settings
+from ..settings.threads import aside
 from ..settings.urls import Dialect, hosts
 from ..telemetry.leaks import Detectors
 from ..telemetry.opentelemetry import record_times
@@ -371,7 +372,7 @@ class Database:
         if (opened := self._opened) is None:
             return
         await opened.probe.stop()
-        closing = asyncio.to_thread(self.close_sync, opened.settings.drain_timeout)
+        closing = self._close_sync(opened.settings.drain_timeout)
         closed = asyncio.create_task(closing, name=f"close {self.name}.sync")
         if self._watching is not None:
             self._watching.cancel()
@@ -381,6 +382,11 @@ class Database:
             logger.warning("%s: still in use, now closed: %d%s", self.name, len(taken), held)
         await closed
         self._opened = None  # And no `dispose()`, after which the engine would connect again.
+
+    async def _close_sync(self, drain_timeout: float) -> None:
+        """Close the synchronous side in its own thread: those of the loop may all be taken."""
+        if self._sync is not None and self._sync.pools:
+            await aside(lambda _: self.close_sync(drain_timeout), self.name)
 
     @property
     def pools(self) -> "list[FairPool | ThreadPool]":
