@@ -24,7 +24,7 @@ LONGEST = [
     *("test_install.py", "test_fleet.py", "test_quality.py", "test_faults.py"),
     *("test_questions.py", "test_outage.py", "test_openapi.py", "test_page_in_browser.py"),
     *("test_first_steps.py", "test_embedded.py", "test_migrations.py", "test_health.py"),
-    *("test_makemigrations.py", "test_catalogue.py"),
+    *("test_recipes.py", "test_makemigrations.py", "test_catalogue.py"),
     *("test_transactions.py", "test_transaction_machine.py"),
 ]
 VARIANTS = ["test_boot.py", "test_own.py"]

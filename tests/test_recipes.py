@@ -258,7 +258,8 @@ def test_celery_whose_processes_are_killed(service: Path) -> None:
     (broker / "control").mkdir(parents=True)
     config = (
         f"app.conf.broker_transport_options = dict(data_folder_in={str(broker)!r},"
-        f" data_folder_out={str(broker)!r}, control_folder={str(broker / 'control')!r})\n"
+        f" data_folder_out={str(broker)!r}, control_folder={str(broker / 'control')!r},"
+        " polling_interval=0.05)\n"
     )
     worker_py = service / "src/orders/worker.py"
     worker_py.write_text(worker_py.read_text() + config + DYING)
