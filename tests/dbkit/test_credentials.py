@@ -408,3 +408,29 @@ def test_a_certificate_without_its_key_is_refused_at_start(
     assert fault(f"&sslkey={locked}") == f"DATABASE_URL: sslkey {locked}: {unreadable}"
     assert fault(f"&sslkey={key}") == f"DATABASE_URL: sslkey {key}: key values mismatch"
     assert fault("&sslkey=/nowhere") == "DATABASE_URL: sslkey /nowhere: No such file or directory"
+
+
+@pytest.mark.usefixtures("role")
+@pytest.mark.parametrize("way", ["passfile", "PGPASSFILE", "PGPASSWORD"])
+async def test_a_password_that_libpq_would_find_is_found(
+    database_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    passwords = tmp_path / "pgpass"
+    passwords.write_text("*:*:*:rotating:one\n")
+    passwords.chmod(0o600)
+    url = database_url._replace(username="rotating", password=None)
+    if way == "passfile":
+        url = url.update_query_dict({"passfile": str(passwords)})
+    else:
+        monkeypatch.setenv(way, "one" if way == "PGPASSWORD" else str(passwords))
+    database = Database("shop", "postgresql", url=url.render_as_string(hide_password=False))
+
+    async with database.open():
+        assert await database.reader.scalar(text("select current_user")) == "rotating"
+        assert await asyncio.to_thread(synchronously, database) == "rotating"
+
+
+def synchronously(database: Database) -> str:
+    """Ask who is connected by the synchronous side."""
+    with database.sync.session() as session:
+        return session.scalars(text("select current_user")).one()

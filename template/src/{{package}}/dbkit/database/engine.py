@@ -188,7 +188,8 @@ async def connect_within(
             password = await credentials.ask()
             if password is not None:
                 arguments["password"] = password
-            arguments["password"] = kind.encode_password(arguments.get("password", ""))
+            if (encoded := kind.encode_password(arguments.get("password"))) is not None:
+                arguments["password"] = encoded
             await find_hosts(arguments, seconds / 2)
             arguments["loop"] = LookingUp()
             connection = await greenlet_spawn(connect, **arguments)

@@ -291,7 +291,9 @@ def replace_connect(engine: Engine, database: Synchronized, settings: DatabaseSe
                 password = wait_for(credentials)
                 if password is not None:
                     kwargs["password"] = password
-                kwargs["password"] = load(dialect.name).encode_password(kwargs.get("password", ""))
+                encoded = load(dialect.name).encode_password(kwargs.get("password"))
+                if encoded is not None:
+                    kwargs["password"] = encoded
             connection = connect_as_driver(*args, **kwargs)
             prepare(connection, dialect.name, settings)
         except Exception as error:

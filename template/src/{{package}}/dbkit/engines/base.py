@@ -54,7 +54,7 @@ class Engine:
         raise NotImplementedError
 
     def encode_password(self, password: object) -> Any:
-        """Return a password as the driver takes it."""
+        """Return a password as the driver takes it; None leaves it to the driver to find one."""
         return password
 
     def set_up(self, connection: Any, settings: DatabaseSettings) -> None:

@@ -448,7 +448,7 @@ class Mysql(Engine):
 
     def encode_password(self, password: object) -> bytes:
         """Encode it as UTF-8: asyncmy would send a str as Latin-1."""
-        return str(password).encode()
+        return str(password or "").encode()
 
     def prepare(
         self,
