@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import socket
+import sys
 import traceback
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from urllib.parse import quote
 
 import pytest
 from dbkit import Database, Databases, NotConfigured, NotOpen, Unreachable, install, session_from
+from dbkit.engines.base import load
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 from sqlalchemy import URL, text
@@ -194,6 +196,19 @@ async def test_what_opens_half_way_leaves_nothing_open(database_url: URL) -> Non
         with pytest.raises(NotOpen):
             _ = database.engine
     await no_connections(database_url)
+
+
+def test_what_a_service_was_made_without_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("engines.mysql", "database.replicas"):
+        monkeypatch.setitem(sys.modules, f"dbkit.{module}", None)
+    load.cache_clear()
+    primary = Database("primary", "postgresql")
+
+    with pytest.raises(NotConfigured, match="audit: this service was made without mysql: add"):
+        Databases(primary, Database("audit", "mysql")).read_settings()
+    with pytest.raises(LookupError, match="this service was made without replicas: add"):
+        Database("replica", "postgresql", replica_of=primary)
+    load.cache_clear()
 
 
 async def test_what_is_misconfigured_opens_nothing(database_url: URL) -> None:

@@ -14,7 +14,6 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from importlib import import_module
 from types import TracebackType
 from typing import (
     TYPE_CHECKING,
@@ -36,10 +35,11 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
 from ..context import shield
+from ..engines.base import import_optional, load
 from ..engines.failures import lacks_migration
 from ..engines.sqlstates import may_succeed_again
 from ..engines.transactions import CheckedSession
-from ..errors import NotOpen, ReadOnly, TransactionAborted, Unreachable
+from ..errors import NotConfigured, NotOpen, ReadOnly, TransactionAborted, Unreachable
 from ..loggers import logger_named
 from ..pool import FairPool
 from ..pool.usage import SHOWN_HOLDERS
@@ -87,7 +87,7 @@ class Opened:
 
 def replication() -> Any:
     """Import what a service without replicas has no file of."""
-    return import_module(".replicas", __package__)
+    return import_optional("..database.replicas", "replicas")
 
 
 class SessionBlock(AbstractAsyncContextManager[AsyncSession]):
@@ -248,6 +248,10 @@ class Database:
 
     def read_settings(self, variables: Mapping[str, str] | None = None) -> DatabaseSettings:
         """Read the settings from the environment; `NotConfigured` holds every fault."""
+        try:
+            load(self.dialect)
+        except LookupError as error:
+            raise NotConfigured([f"{self.name}: {error}"]) from None
         variables = environment() if variables is None else variables
         declared: Declared = {**self.declared}
         own = {f"{self.env_prefix}URL", f"{self.env_prefix}URL_FILE"} & variables.keys()

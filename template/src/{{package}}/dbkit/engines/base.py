@@ -3,6 +3,7 @@
 from collections.abc import Callable, Coroutine
 from functools import cache
 from importlib import import_module
+from importlib.util import resolve_name
 from re import Pattern
 from typing import Any, ClassVar
 
@@ -115,15 +116,19 @@ def leave_to_begin(_connection: object, _level: str | None = None) -> None:
 
 @cache
 def load(dialect: str) -> Engine:
-    """Return what is known of a dialect, by SQLAlchemy's name; `LookupError` if it is left out."""
-    if dialect not in KNOWN:
-        return Engine()
+    """Return the engine of a dialect, by SQLAlchemy's name; `LookupError` if it is left out."""
+    return import_optional(f".{dialect}", dialect).ENGINE if dialect in KNOWN else Engine()
+
+
+def import_optional(module: str, what: str) -> Any:
+    """Import a module that only services with `what` have; `LookupError` says how to get it."""
+    name = resolve_name(module, __package__)
     try:
-        return import_module(f".{dialect}", __package__).ENGINE
+        return import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != f"{__package__}.{dialect}":
+        if error.name != name:
             raise
         raise LookupError(
-            f"this service was made without {dialect}: add a database of it to those of the"
-            " template, `copier update --defaults --ask databases`"
+            f"this service was made without {what}: add such a database to the template's list,"
+            " `copier update --defaults --ask databases`"
         ) from None
