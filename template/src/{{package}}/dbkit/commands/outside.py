@@ -77,7 +77,7 @@ class opened:  # noqa: N801 -- a context manager, as those of contextlib
 
 @contextmanager
 def prepared(databases: Databases) -> Generator[None]:
-    """Be in the service's folder until exit, beside the servers that it has in development."""
+    """Work in the service's folder until exit, with its development servers running."""
     root = Path(sys.modules[SERVICE].__file__ or "").parents[2]
     with ExitStack() as stack:
         if (root / "manage.py").exists():  # Else it is installed elsewhere, as in an image.

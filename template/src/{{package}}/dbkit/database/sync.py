@@ -194,7 +194,7 @@ class Synchronous:
 
 
 def after_fork() -> None:
-    """Have this process connect by itself: two on one connection read each other's answers."""
+    """Discard inherited connections in a forked process: two processes on one would mix up answers."""
     for each in _all:
         each.begin_anew()
 

@@ -25,11 +25,11 @@ class Engine:
     """One kind of server, and its driver. No method but `ping` asks the server anything."""
 
     is_file: ClassVar = False
-    """Whether there is no server, but a file."""
+    """Whether the database is a file, without a server."""
     knows_when_busy: ClassVar = False
-    """Whether the driver tells whether it still runs what a caller of its own has begun."""
+    """Whether the driver can tell that a statement is still running."""
     begin_sandbox: ClassVar[str | None] = None
-    """What begins the transaction of a sandbox; None where the driver begins by itself."""
+    """The statement that begins a sandbox's transaction; None where the driver sends BEGIN."""
     commits: ClassVar[Pattern[str] | None] = None
     """Statements before which the server commits what there is."""
     limits_query: ClassVar[TextClause | None] = None
@@ -67,13 +67,13 @@ class Engine:
         another: Callable[[], AsyncEngine],
         run: Callable[[Work], object] | None,
     ) -> None:
-        """Set what an engine does beside SQLAlchemy's; `another` makes one without a pool.
+        """Add listeners and settings to a new engine; `another` makes one without a pool.
 
-        `run` runs what nobody waits for; None where the engine has no pool: migrations.
+        `run` starts a background task; None for engines without a pool, as of migrations.
         """
 
     def begin(self, connection: Connection) -> None:
-        """Begin a transaction, where SQLAlchemy's own way does not do."""
+        """Begin a transaction, where SQLAlchemy's own way is not enough."""
 
     def refuse_implicit_commit(
         self, _cursor: object, statement: str, _parameters: object, context: Any
@@ -106,7 +106,7 @@ class Engine:
 
 
 def never(*_: object) -> bool:
-    """Answer for a driver that cannot tell."""
+    """Return False, for a driver that cannot tell."""
     return False
 
 

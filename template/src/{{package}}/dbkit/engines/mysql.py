@@ -392,7 +392,7 @@ def stop_what_is_left(
     in_turn = asyncio.Lock()
 
     async def kill(thread: int) -> None:
-        with suppress(Exception):  # It has ended by itself, or there is no server.
+        with suppress(Exception):  # The statement has ended, or the server is gone.
             async with asyncio.timeout(KILL_TIMEOUT), in_turn, aside.connect() as connection:
                 await connection.exec_driver_sql(f"KILL {thread}")
 
@@ -468,7 +468,7 @@ class Mysql(Engine):
             stop_what_is_left(engine, another(), run)
 
     def begin(self, connection: Connection) -> None:
-        """Begin as the connection is told to, which is left as it is for whoever comes next."""
+        """Begin with the isolation level of the connection's execution options."""
         level = connection.get_execution_options().get("isolation_level")
         connection.connection.autocommit(level == "AUTOCOMMIT")  # Nothing is sent if it is so.
         driver: Any = connection.connection.driver_connection

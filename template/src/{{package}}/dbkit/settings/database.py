@@ -103,7 +103,7 @@ class DatabaseSettings(BaseModel):
     pool_recycle: float = Field(default=1800, ge=10, le=86400)
     """Seconds after which a connection is replaced, less up to a fifth."""
     sync_pool_size: int = Field(default=5, ge=1, le=1000)
-    """Connections that synchronous code of each process may open beside these."""
+    """Additional connections that synchronous code of each process may open."""
     echo: bool = False
     """Log every statement with its parameters; for development."""
     min_ready: int = Field(default=1, ge=0, le=1000)
