@@ -194,7 +194,7 @@ class Synchronous:
 
 
 def after_fork() -> None:
-    """Discard inherited connections in a forked process: two processes on one would mix up answers."""
+    """Discard inherited connections: two processes on one connection would mix up answers."""
     for each in _all:
         each.begin_anew()
 
