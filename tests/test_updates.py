@@ -13,7 +13,7 @@ import yaml
 from dbkit.commands import template_version
 from owner import ANCHOR
 from plumbum import local
-from releases import ROOT, Release, git, listed, notes
+from releases import ROOT, Release, git, listed
 from rendering import Renderer, commit_all
 from running import manage, run, running
 from test_install import UV
@@ -156,7 +156,8 @@ from ..dbkit.usage import Holder
 
 def actions() -> list[str]:
     """List what the changelog asks of owners, since the first release."""
-    news = notes((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), "Unreleased")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    news = changelog.partition("\n## 0.3.0,")[0]
     earlier = (ROOT / "includes" / "earlier_actions.md").read_text(encoding="utf-8")
     sections = re.findall(
         r"^### Action needed\n(.*?)(?=^##|\Z)", f"{news}\n{earlier}", re.MULTILINE | re.DOTALL
