@@ -28,7 +28,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [
     str(ROOT / "template" / "src" / "{{package}}"),
     str(ROOT / "tests" / "dbkit"),
-    str(ROOT / "tests"),
+    str(ROOT / "tests" / "support"),
 ]
 
 from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres  # noqa: E402

@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 sys.path[:0] = [
     str(REPOSITORY / "template" / "src" / "{{package}}"),
-    str(REPOSITORY / "tests"),
+    str(REPOSITORY / "tests" / "support"),
 ]
 
 from dbkit.commands.embedded import EmbeddedPostgres  # noqa: E402

@@ -1,4 +1,4 @@
-// The formulas of dbkit/telemetry/sizing.py; tests/test_docs.py holds one against the other.
+// The formulas of dbkit/telemetry/sizing.py; tests/docs/test_docs.py holds one against the other.
 
 function probabilityOfWait(busy, size) {
   if (busy >= size) return 1;

@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS.parent / "template" / "src" / "{{package}}")]
+KIT = TESTS.parent / "template" / "src" / "{{package}}"
+sys.path[:0] = [*map(str, (TESTS, TESTS / "support", KIT))]
 
 from faults.behind_pgbouncer import PGBOUNCER_FAULTS, pooled_site  # noqa: E402
 from faults.faults import FAILOVERS, FAULTS, MEMORY, lost_primary, site  # noqa: E402

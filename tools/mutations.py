@@ -1,6 +1,6 @@
 """Break the kit on purpose, one place at a time, and see the tests go red.
 
-By hand: `uv run python tests/mutations.py`, or with words of those to try. It takes minutes, and
+By hand: `uv run python tools/mutations.py`, or with words of those to try. It takes minutes, and
 fails if a mutation goes unnoticed, or no longer fits the code. The table says how many runs
 the state machine needed, of 200 at the most.
 """
@@ -293,7 +293,7 @@ def noticed(mutation: Mutation) -> str:
     """Break a copy of the project; return how it was noticed, or "" if it was not."""
     with TemporaryDirectory() as directory:
         copy = Path(directory) / "project"
-        for part in ("template/src", "tests"):
+        for part in ("template/src", "tests", "tools"):
             shutil.copytree(ROOT / part, copy / part)
         shutil.copy(ROOT / "pyproject.toml", copy)
         module = copy / KIT / mutation.module

@@ -1,6 +1,6 @@
 """The releases of the template, as `releases.toml` lists them.
 
-`python tests/releases.py make 0.2.0` makes one: a commit that names it in CHANGELOG.md and holds
+`python tools/releases.py make 0.2.0` makes one: a commit that names it in CHANGELOG.md and holds
 its public surface, and one that lists the first. `list` prints all, `notes 0.2.0` what CHANGELOG.md
 says of one.
 """
@@ -67,7 +67,7 @@ def make(version: str, root: Path = ROOT) -> None:
     today = datetime.now(UTC).date()
     headings = f"## Unreleased\n\n## {version}, {today}\n"
     path.write_text(re.sub(r"^## Unreleased.*\n", headings, changelog, count=1, flags=re.MULTILINE))
-    command = [sys.executable, ROOT / "tests" / "surface.py"]
+    command = [sys.executable, ROOT / "tools" / "surface.py"]
     surface = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     (root / "tests" / "surface" / f"{version}.txt").write_text(surface, encoding="utf-8")
     git(root, "add", "--all")

@@ -31,38 +31,38 @@ PLAIN = {"", "text", "sql", "http"}
 # What runs the commands that are not `manage.py`'s: how they begin, and a file with a text in it.
 RUN_BY = {
     "python3 -m venv .tools && .tools/bin/pip install --quiet": (".ci/run", "pip install"),
-    "export PATH=": ("tests/test_first_steps.py", '"bash"'),
-    "copier copy --defaults": ("tests/test_first_steps.py", '"bash"'),
-    ".tools/bin/uv run --project": ("tests/test_install.py", "test_owner_installs"),
-    "cd ": ("tests/test_install.py", "test_owner_installs"),
-    "git rm -r src/orders/items": ("tests/test_first_steps.py", "delete"),
-    "sed -i '/items/d'": ("tests/test_first_steps.py", "delete"),
-    "git init": ("tests/rendering.py", "def commit_all"),
+    "export PATH=": ("tests/docs/test_first_steps.py", '"bash"'),
+    "copier copy --defaults": ("tests/docs/test_first_steps.py", '"bash"'),
+    ".tools/bin/uv run --project": ("tests/template/test_install.py", "test_owner_installs"),
+    "cd ": ("tests/template/test_install.py", "test_owner_installs"),
+    "git rm -r src/orders/items": ("tests/docs/test_first_steps.py", "delete"),
+    "sed -i '/items/d'": ("tests/docs/test_first_steps.py", "delete"),
+    "git init": ("tests/support/rendering.py", "def commit_all"),
     "uv lock": (".ci/run", "--locked"),
-    "uv run tests/releases.py": ("tests/test_releases.py", "releases"),
-    "uv sync": ("tests/test_install.py", '"sync"'),
-    "uv run pytest": ("tests/test_install.py", '["run", "pytest", "-q"]'),
+    "uv run tools/releases.py": ("tests/repository/test_releases.py", "releases"),
+    "uv sync": ("tests/template/test_install.py", '"sync"'),
+    "uv run pytest": ("tests/template/test_install.py", '["run", "pytest", "-q"]'),
     "uv run ruff": (".ci/run", "ruff check"),
-    "copier check-update": ("tests/test_fleet.py", "test_job_opens_a_request_once"),
-    "copier update": ("tests/updating.py", "run_update"),
-    "git worktree add": ("tests/test_updates.py", "git worktree add"),
-    "git worktree remove": ("tests/test_updates.py", "git worktree add"),
-    "  git add --all && git diff": ("tests/test_updates.py", "git worktree add"),
-    "  --vcs-ref": ("tests/test_updates.py", "git worktree add"),
-    "GIT_CONFIG_GLOBAL=": ("tests/test_updates.py", "GIT_CONFIG_GLOBAL=/dev/null"),
+    "copier check-update": ("tests/template/test_fleet.py", "test_job_opens_a_request_once"),
+    "copier update": ("tests/support/updating.py", "run_update"),
+    "git worktree add": ("tests/template/test_updates.py", "git worktree add"),
+    "git worktree remove": ("tests/template/test_updates.py", "git worktree add"),
+    "  git add --all && git diff": ("tests/template/test_updates.py", "git worktree add"),
+    "  --vcs-ref": ("tests/template/test_updates.py", "git worktree add"),
+    "GIT_CONFIG_GLOBAL=": ("tests/template/test_updates.py", "GIT_CONFIG_GLOBAL=/dev/null"),
     "uv run --group plots": ("benchmarks/throughput/plot.py", "__main__"),
     "uv run --group benchmarks": ("benchmarks/throughput/__main__.py", '"--also"'),
-    "python fleet.py": ("tests/test_fleet.py", "test_all_are_updated_without_conflict"),
-    "uvx copier update": ("tests/test_questions.py", "run_update"),
-    ".venv/bin/uvicorn": ("tests/test_deployment.py", "test_steps_of_the_container"),
+    "python fleet.py": ("tests/template/test_fleet.py", "test_all_are_updated_without_conflict"),
+    "uvx copier update": ("tests/template/test_questions.py", "run_update"),
+    ".venv/bin/uvicorn": ("tests/service/test_deployment.py", "test_steps_of_the_container"),
     "docker compose --file compose.yaml --file deploy/pgbouncer/compose.yaml up": (
-        "tests/test_deployment.py",
+        "tests/service/test_deployment.py",
         "test_a_service_is_right_behind_the_pgbouncer_of_the_manifests",
     ),
-    "docker compose up": ("tests/test_deployment.py", "test_steps_of_the_container"),
+    "docker compose up": ("tests/service/test_deployment.py", "test_steps_of_the_container"),
     'uv add "fastapi[opentelemetry]"': ("pyproject.toml", '"fastapi[opentelemetry]'),
-    "export FASTAPI_OTEL_AUTO_CONFIGURE=true": ("tests/test_diagnosing.py", '"FASTAPI_OTEL_AUTO'),
-    "kubectl": ("tests/test_deployment.py", "test_manifests_are_kubernetes"),
+    "export FASTAPI_OTEL": ("tests/service/test_diagnosing.py", '"FASTAPI_OTEL_AUTO'),
+    "kubectl": ("tests/service/test_deployment.py", "test_manifests_are_kubernetes"),
 }
 
 
@@ -134,7 +134,7 @@ def test_data_can_be_read(block: Block) -> None:
 @of("console")
 def test_something_runs_each_command(block: Block) -> None:
     before = "".join(block.document.read_text().splitlines(keepends=True)[: block.line])
-    if named := re.findall(r"run as it is written by `(tests/\w+\.py)`", before):
+    if named := re.findall(r"run as it is written by `(tests/[\w/]+\.py)`", before):
         assert (ROOT / named[-1]).exists()
         return
     for line in block.text.replace(" \\\n ", "").splitlines():
@@ -229,7 +229,7 @@ def test_ci_builds_the_site_without_a_warning() -> None:
 def test_settings_are_those_of_the_code() -> None:
     shown = settings_table.TABLE.findall(settings_table.PAGE.read_text(encoding="utf-8"))
 
-    assert shown[0] == settings_table.table(), "run `python tests/settings_table.py`"
+    assert shown[0] == settings_table.table(), "run `python tools/settings_table.py`"
 
 
 def test_calculator_has_the_formulas_of_the_kit() -> None:

@@ -1,6 +1,6 @@
 """The table of settings in docs/databases.md, written from the code.
 
-`python tests/settings_table.py` writes it anew.
+`python tools/settings_table.py` writes it anew.
 """
 
 import re

@@ -100,7 +100,7 @@ def test_documents_name_the_same_packages() -> None:
 
 
 def test_each_program_that_is_looked_for_has_its_package() -> None:
-    files = [*KIT.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    files = [*KIT.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]
     looked_for = {
         name
         for path in files

@@ -1,7 +1,7 @@
 """The public surface: what a service's own code, its owner and its platform may rely on.
 
 docs/updating.md names it; this says it in lines, one for each thing that can be relied on.
-`tests/surface/` holds the lines of each release, written by `python tests/surface.py`.
+`tests/surface/` holds the lines of each release, written by `python tools/surface.py`.
 """
 
 import inspect

@@ -2,8 +2,8 @@
 # Try the README's first command, and each program that tests install, in a bare Debian: a folder with
 # Python and Git, and nothing else. Where none can be made, this is said, and no failure.
 #
-#   tests/bare_debian.sh              with a clone of what is committed
-#   tests/bare_debian.sh 'COMMAND'    another command in that clone
+#   tools/bare_debian.sh              with a clone of what is committed
+#   tools/bare_debian.sh 'COMMAND'    another command in that clone
 #
 # The system is made once and kept in /var/cache/fastapi-pools; each run has a copy, removed at its end.
 # Processes and mounts are in namespaces of their own: however the run ends, the kernel ends them.
@@ -15,7 +15,7 @@ packages=python3,python3-venv,git,ca-certificates
 cache=/var/cache/fastapi-pools
 bare=$cache/$release-$packages
 apart=(unshare --mount --pid --ipc --fork --kill-child)
-proof='tests/readme.sh first && tests/readme.sh tests --numprocesses=2 -m programs'
+proof='tools/readme.sh first && tools/readme.sh tests --numprocesses=2 -m programs'
 
 give_up() {
   echo "No bare Debian: $1." >&2
@@ -113,7 +113,7 @@ flock "$lock"
 exec {lock}>&-
 
 copy=$(mktemp -d "$cache/copy.XXXXXX")
-"${apart[@]}" bash tests/bare_debian.sh --apart "$copy" "$@" </dev/null &
+"${apart[@]}" bash tools/bare_debian.sh --apart "$copy" "$@" </dev/null &
 run=$!
 clean() {
   kill -KILL "$run" 2>/dev/null || true

@@ -1,7 +1,5 @@
 """What owners rely on goes only with a major version."""
 
-from pathlib import Path
-
 import pytest
 from releases import ROOT, listed
 from surface import broken, surface
@@ -9,7 +7,7 @@ from surface import broken, surface
 
 def lines_of(version: str) -> list[str]:
     """Read the surface of a release."""
-    path = Path(__file__).parent / "surface" / f"{version}.txt"
+    path = ROOT / "tests" / "surface" / f"{version}.txt"
     return path.read_text(encoding="utf-8").splitlines()
 
 

@@ -1,7 +1,7 @@
 """The variants of a service that are rendered and booted at every change.
 
-The tests import `VARIANTS`; `python tests/variants.py` prints them as the matrix of a GitHub
-workflow: `{"include": [{"variant": "default", "python": "3.11"}, ...]}`.
+The tests import `VARIANTS`; `python tests/support/variants.py` prints them as the matrix of a
+GitHub workflow: `{"include": [{"variant": "default", "python": "3.11"}, ...]}`.
 """
 
 import json
