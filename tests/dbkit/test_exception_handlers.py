@@ -15,7 +15,7 @@ import pytest
 from dbkit import DATABASE_RESPONSES, Database, Databases, Unreachable, install, session_from
 from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres
 from dbkit.web.problems import database_failed
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from httpx import ASGITransport, AsyncClient, Response
 from pydantic import BaseModel
 from sqlalchemy import URL, text
@@ -509,3 +509,17 @@ async def test_openapi_declares_the_answers(service: Service) -> None:
     assert {"title", "status", "detail"} <= set(
         responses["409"]["content"]["application/problem+json"]["schema"]["properties"]
     )
+
+
+async def test_a_405_names_every_method_of_its_path() -> None:
+    app = FastAPI()
+    install(app, Databases())
+    router = APIRouter(prefix="/items")
+    router.add_api_route("/{item_id}", lambda item_id: item_id, methods=["GET"])
+    router.add_api_route("/{item_id}", lambda item_id: item_id, methods=["DELETE"])
+    app.include_router(router)
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        for method in ("OPTIONS", "PUT"):
+            response = await client.request(method, "/items/1")
+            assert (response.status_code, response.headers["allow"]) == (405, "GET, DELETE")
+        assert (await client.post("/pools")).status_code in {404, 405}

@@ -232,6 +232,7 @@ def edit(service: Path) -> None:
     (package / "shelves" / "models.py").write_text(filled(MODELS))
     (package / "shelves" / "router.py").write_text(filled(ROUTER))
     (package / "shelves" / "ruff.toml").write_text(RUFF)
+    (service / ".ruff.toml").write_text('extend = "ruff.toml"\n')
     (service / "tests" / "test_shelves.py").write_text(filled(TESTS))
     (service / "migrations" / first / "0002_shelves.py").write_text(MIGRATION)
     for name in others:

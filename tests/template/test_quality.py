@@ -86,6 +86,62 @@ def test_ruff_finds_nothing(service: Service, command: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stdout
 
 
+ROUTER = '''"""Users."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+
+router = APIRouter()
+
+
+class UserRead(BaseModel):
+    id: int
+
+
+@router.get("/users/{id}/users")
+async def list_users(
+    id: int,
+    type: str = "all",
+    city: str | None = None,
+    team: str | None = None,
+    after: int = 0,
+    limit: Annotated[int, Query(le=100)] = 20,
+) -> list[UserRead]:
+    """List users."""
+    return []
+'''
+OWN_RULES = """\
+extend = "ruff.toml"
+line-length = 110
+
+[lint]
+extend-select = ["ARG", "T20"]
+ignore = ["D104", "S105"]
+"""
+
+
+def test_rules_fit_fastapi_and_an_owner_changes_them(render: Renderer, tmp_path: Path) -> None:
+    folder = shutil.copytree(render().path, tmp_path / "service")
+    users = folder / "src" / "my_service" / "users"
+    users.mkdir()
+    (users / "__init__.py").touch()
+    (users / "router.py").write_text(ROUTER)
+    (folder / "scripts").mkdir()
+    (folder / "scripts" / "hello.py").write_text('"""Greet."""\n\nprint("hello")\n')
+
+    as_rendered = run(folder, BIN / "ruff", "check", "--no-cache")
+    (folder / ".ruff.toml").write_text(OWN_RULES)
+    as_its_owner_wants = run(folder, BIN / "ruff", "check", "--no-cache", "--output-format=concise")
+    formatted = run(folder, BIN / "ruff", "format", "--no-cache", "--diff", "src/my_service/dbkit")
+
+    assert as_rendered.returncode == 0, as_rendered.stdout
+    found = set(re.findall(r"^(\S+?):.* (\w+\d{3}) ", as_its_owner_wants.stdout, re.MULTILINE))
+    assert found == {("src/my_service/users/router.py", "ARG001"), ("scripts/hello.py", "T201")}
+    assert formatted.returncode == 0, formatted.stdout
+
+
 @pytest.mark.timeout(600)
 def test_pyright_finds_nothing(render: Renderer, tmp_path: Path) -> None:
     """Check all that differ at once: most of the time goes into what they import.

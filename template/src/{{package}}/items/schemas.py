@@ -3,12 +3,26 @@
 from typing import Annotated
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+)
+from pydantic.json_schema import SkipJsonSchema
+
+
+def whole(value: object) -> object:
+    """Take 3.0 as 3: in JSON they are the same number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
 
 # No NUL: PostgreSQL cannot store one.
 Name = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00]+$")]
 # Strict: neither "3" nor true is a number.
-Quantity = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
+Quantity = Annotated[int, Field(strict=True, ge=0, le=1_000_000), BeforeValidator(whole)]
 # Up to 2**53 a number in JSON is exact for everybody, OpenAPI included.
 ItemId = Annotated[int, Path(ge=1, le=2**53 - 1)]
 
@@ -27,8 +41,8 @@ class ItemUpdate(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Name | None = None
-    quantity: Quantity | None = None
+    name: Name | SkipJsonSchema[None] = None
+    quantity: Quantity | SkipJsonSchema[None] = None
 
     @field_validator("name", "quantity")
     @classmethod

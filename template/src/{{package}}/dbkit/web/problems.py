@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from ..callsites import raising_lines, write
 from ..engines.failures import Failure, can_be_input, failure_of
@@ -86,6 +87,7 @@ RETRY_AFTER = {
     }
 }
 
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 READS = {"GET", "HEAD", "OPTIONS"}
 
 LEVELS = {409: logging.INFO, 422: logging.WARNING}
@@ -221,9 +223,24 @@ async def invalid_request(_request: Request, error: Exception) -> JSONResponse:
 async def http_exception(request: Request, error: Exception) -> Response:
     """Answer as FastAPI does, but 422 for a body that is not UTF-8: its 400 is in no OpenAPI."""
     assert isinstance(error, HTTPException)  # noqa: S101 -- what it is registered for.
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = methods_of(request)
+        if allowed and request.method not in allowed:  # else the route itself raised it
+            error.headers = {**(error.headers or {}), "Allow": ", ".join(allowed)}
     if (error.status_code, error.detail) == (UNREADABLE.status_code, UNREADABLE.detail):
         return unprocessable([{"type": "json_invalid", "loc": ["body"], "msg": "not JSON"}])
     return await http_exception_handler(request, error)
+
+
+def methods_of(request: Request) -> list[str]:
+    """List the methods that this path has: Starlette names those of its first route only."""
+    scope = {key: request.scope[key] for key in ("app", "type", "path", "root_path", "headers")}
+    routes = request.app.routes
+    return [
+        method
+        for method in METHODS
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
 
 
 def for_http(answer_: Handler) -> Handler:
