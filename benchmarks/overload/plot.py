@@ -1,4 +1,4 @@
-"""Write `results.json` into the documentation: a picture and a table.
+"""Write `results.json` into the documentation: two pictures, one for phones, and a table.
 
 uv run --group plots python -m benchmarks.overload.plot
 """
@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
-PICTURE = DOCS / "images" / "overload.svg"
+PICTURES = DOCS / "images"
 PAGE = DOCS / "pool.md"
 BEGIN, END = "<!-- overload: written by benchmarks/overload/plot.py -->", "<!-- /overload -->"
 LABELS = {"stock": "SQLAlchemy's queue pool", "fair": "FairPool"}
@@ -60,7 +60,7 @@ def table(results: dict[str, Any]) -> str:
 def under_load(each: dict[str, Any]) -> str:
     """Write the figures of one contender under one load."""
     text = f"{each['good']:.0f} good/s, p50 {milliseconds(each['p50'])},"
-    text += f" p99 {milliseconds(each['p99'])}; {100 * (each['wasted'] or 0):.0f} % wasted"
+    text += f" p99 {milliseconds(each['p99'])}; {100 * (each['wasted'] or 0):.0f}% wasted"
     if each["time_to_error"] is not None:
         text += f"; turned away after {milliseconds(each['time_to_error'])}"
     return text
@@ -77,33 +77,43 @@ def main() -> None:
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     PAGE.write_text(f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{after}")
-    draw(results)
+    plt.rcParams["svg.hashsalt"] = "overload"  # The same figures draw the same file.
+    draw(results, PICTURES / "overload.svg", {"ncols": 2, "figsize": (9, 3.4)})
+    draw(results, PICTURES / "overload-narrow.svg", {"nrows": 2, "figsize": (4.5, 6.4)})
 
 
-def draw(results: dict[str, Any]) -> None:
-    """Draw good responses, and the slowest of them, against the load."""
+def draw(results: dict[str, Any], picture: Path, shape: dict[str, Any]) -> None:
+    """Draw good responses, and their p99, against the load."""
     loads = [key for key in results if key.replace(".", "").isdigit()]
-    figure, (good, slow) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, (good, slow) = plt.subplots(layout="constrained", **shape)
     for offset, contender in ((-0.2, "stock"), (0.2, "fair")):
         rounds = [results[load][contender] for load in loads]
         places = [place + offset for place in range(len(loads))]
         shares = [100 * each["good"] / results["capacity"] for each in rounds]
         bars = good.bar(places, shares, 0.38, label=LABELS[contender], color=COLOURS[contender])
         good.bar_label(bars, fmt="%.0f", fontsize=8)
-        waits = [1000 * (each["p99"] or 0) for each in rounds]
-        bars = slow.bar(places, waits, 0.38, color=COLOURS[contender])
-        slow.bar_label(bars, [f"{wait:.0f}" if wait else "none" for wait in waits], fontsize=8)
+        waits = [1000 * each["p99"] for each in rounds]
+        slow.plot(range(len(loads)), waits, "o-", color=COLOURS[contender])
+        for place, (load, wait) in enumerate(zip(loads, waits, strict=True)):
+            is_slower = wait == max(1000 * each["p99"] for each in results[load].values())
+            slow.annotate(
+                f"{wait:.0f}",
+                (place, wait),
+                (0, 5 if is_slower else -12),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
     good.set(title="Good responses", ylabel="% of capacity", xlabel="offered load, x capacity")
     slow.set(title="p99 of the good ones", ylabel="ms", xlabel="offered load, x capacity")
-    slow.set_yscale("symlog", linthresh=10)
+    slow.set(yscale="log", ylim=(10, 5000))
+    slow.set_yticks([10, 100, 1000], ["10", "100", "1000"])
+    slow.minorticks_off()
     for axes in (good, slow):
         axes.set_xticks(range(len(loads)), loads)
         axes.spines[["top", "right"]].set_visible(False)
-    slow.margins(y=0.15)
     figure.legend(frameon=False, loc="outside upper center", ncols=2)
-    PICTURE.parent.mkdir(exist_ok=True)
-    plt.rcParams["svg.hashsalt"] = "overload"  # The same figures draw the same file.
-    figure.savefig(PICTURE, metadata={"Date": None})
+    figure.savefig(picture, metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write `results.json` into the documentation: a picture and a table.
+"""Write `results.json` into the documentation: two pictures, one for phones, and a table.
 
 uv run --group plots python -m benchmarks.sizing.plot
 """
@@ -16,13 +16,13 @@ sys.path.insert(0, str(HERE.parents[1] / "template" / "src" / "{{package}}"))
 from dbkit.telemetry.sizing import Load, mean_wait, wait  # noqa: E402
 
 DOCS = HERE.parents[1] / "docs"
-PICTURE = DOCS / "images" / "sizing.svg"
+PICTURES = DOCS / "images"
 PAGE = DOCS / "sizing.md"
 BEGIN, END = "<!-- sizing: written by benchmarks/sizing/plot.py -->", "<!-- /sizing -->"
 EXAMPLE = Load(rate=200, hold=0.02)
 SIZES = range(5, 13)
 COLOURS = {"mean": "#1f6f8b", "share": "#b0413e"}
-LABELS = {"mean": "on average", "share": "99 %"}
+LABELS = {"mean": "on average", "share": "p99"}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -32,10 +32,10 @@ def table(results: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for size, each in results["sizes"].items():
-        for key, label in (("mean", "mean wait"), ("share", "99 %")):
+        for key, label in (("mean", "mean wait"), ("share", "p99")):
             waits = each[key]
             cells = " | ".join(
-                f"{1000 * waits[how]:.1f} ms ({100 * (waits[how] / waits['predicted'] - 1):+.0f} %)"
+                f"{1000 * waits[how]:.1f} ms ({100 * (waits[how] / waits['predicted'] - 1):+.0f}%)"
                 for how in ("simulated", "measured")
             )
             predicted = f"{1000 * waits['predicted']:.1f} ms"
@@ -43,9 +43,9 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def draw(results: dict[str, Any]) -> None:
+def draw(results: dict[str, Any], picture: Path, shape: dict[str, Any]) -> None:
     """Draw the wait against the size, and what was measured beside what is predicted."""
-    figure, (curve, beside) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, (curve, beside) = plt.subplots(layout="constrained", **shape)
     for key, waits in {
         "mean": [1000 * mean_wait(EXAMPLE, size) for size in SIZES],
         "share": [1000 * wait(EXAMPLE, size, 0.99) for size in SIZES],
@@ -68,8 +68,7 @@ def draw(results: dict[str, Any]) -> None:
     beside.legend(frameon=False, fontsize=8)
     for axes in (curve, beside):
         axes.spines[["top", "right"]].set_visible(False)
-    plt.rcParams["svg.hashsalt"] = "sizing"  # The same figures draw the same file.
-    figure.savefig(PICTURE, metadata={"Date": None})
+    figure.savefig(picture, metadata={"Date": None})
 
 
 def main() -> None:
@@ -78,7 +77,9 @@ def main() -> None:
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     PAGE.write_text(f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{after}")
-    draw(results)
+    plt.rcParams["svg.hashsalt"] = "sizing"  # The same figures draw the same file.
+    draw(results, PICTURES / "sizing.svg", {"ncols": 2, "figsize": (9, 3.4)})
+    draw(results, PICTURES / "sizing-narrow.svg", {"nrows": 2, "figsize": (4.5, 6.4)})
 
 
 if __name__ == "__main__":
