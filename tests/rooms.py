@@ -16,7 +16,7 @@ PAGE = ROOT / "docs" / "design.md"
 HEAD = "| room | lines of code | modules |\n| --- | ---: | --- |\n"
 TABLE = re.compile(re.escape(HEAD) + r"(?:\|.*\n)+")
 
-LEAVES = ("errors", "context", "callsites", "loggers")
+LEAVES = ("clock", "errors", "context", "callsites", "loggers")
 ROOMS = (
     "settings",
     "engines",

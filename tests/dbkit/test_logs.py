@@ -14,6 +14,7 @@ import pytest
 from conftest import KIT
 from dbkit.errors import NotConfigured
 from dbkit.settings.database import read_full_tracebacks, read_log_format
+from dbkit.web.tracebacks import add_hint, write_traceback
 from running import PATIENCE, free_port, wait_until
 from small_service import SERVICE
 from websockets.exceptions import ConnectionClosed
@@ -310,6 +311,16 @@ def test_text_shows_the_lines_of_the_service_the_message_and_the_right_way(tmp_p
     assert "as it has in background tasks" in text
     assert "orders: SQLSTATE 23505: UNIQUE constraint failed: names.name; answered 500" in text
     assert "hunter2" not in text
+
+
+def test_an_error_that_led_to_itself_is_written_once() -> None:
+    """As one that starlette's `BaseHTTPMiddleware` takes out of a group, and raises again."""
+    inner = ValueError("inner")
+    inner.__context__ = ExceptionGroup("unhandled errors in a TaskGroup", [inner])
+
+    add_hint(inner)
+
+    assert write_traceback(inner, full=True).count("ValueError: inner") == 1
 
 
 def test_full_tracebacks_are_a_setting_away(tmp_path: Path) -> None:

@@ -460,6 +460,39 @@ async def test_a_table_of_ours_goes_with_its_model_and_says_so(shop: Shop) -> No
 
 
 @on("sqlite")
+async def test_models_that_migrations_do_not_see_lose_no_table(shop: Shop) -> None:
+    await shop.become(("items", name_))
+    database = shop.database()
+    base: Any = database.base
+
+    async def refused() -> str:
+        (found,) = [each async for each in check([database])]
+        assert found.id == "models.E001"
+        with pytest.raises(CommandError) as raised:
+            await migrations.make(database)
+        assert found.text in str(raised.value)
+        assert found.hint in str(raised.value)
+        return found.text
+
+    assert await refused() == (
+        "the base Base has no models, so that migrations would drop every table"
+    )
+
+    class Own(base):
+        __abstract__ = True
+        metadata = MetaData()
+
+    class Item(Own):
+        __tablename__ = "items"
+        id = Column(Integer, primary_key=True)
+
+    assert await refused() == (
+        "1 models are in another `metadata` than their base Base's, so that migrations would drop"
+        f" their tables: {Item.__name__}"
+    )
+
+
+@on("sqlite")
 async def test_a_rebuild_keeps_triggers_views_and_indexes_on_expressions(shop: Shop) -> None:
     await shop.become(("items", name_, twice))
     await shop.run(

@@ -7,9 +7,13 @@
 
 import asyncio
 import gc
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
+import time_machine
+from freezegun import freeze_time
 from my_service.databases.audit import audit
 from my_service.databases.near import near
 from my_service.databases.primary import primary
@@ -83,6 +87,54 @@ async def test_single_statements_are_rolled_back_too(databases: Any, turn: int) 
         assert len(await result.all()) == 2
     async with primary.session() as session:
         session.add(Item(name="by session", quantity=turn))
+
+
+@pytest.mark.parametrize(
+    "kind", ["sandbox", pytest.param("committed", marks=pytest.mark.committed)]
+)
+@pytest.mark.parametrize("freeze", [freeze_time, partial(time_machine.travel, tick=False)])
+async def test_time_may_be_frozen(client: Any, freeze: Any, kind: str) -> None:
+    """The connections of before are as good as they were, and time-outs go on."""
+    body = {"name": "by request"}
+    assert (await client.post("/items", json=body)).status_code == 201
+    for day in ("2040-01-01", "2001-01-01"):
+        with freeze(day):
+            assert str(datetime.now(UTC)).startswith(day)
+            assert (await client.post("/items", json={"name": day})).status_code == 201
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await asyncio.Event().wait()
+    assert await count(primary, Item) == 3
+
+
+@pytest.mark.parametrize(
+    "kind", ["sandbox", pytest.param("committed", marks=pytest.mark.committed)]
+)
+async def test_requests_use_the_session_of_the_test(
+    client: Any, shared_session: Any, kind: str
+) -> None:
+    item = Item(name="by the test", quantity=1)
+    shared_session.add(item)
+    await shared_session.flush()
+
+    changed = await client.patch(f"/items/{item.id}", json={"quantity": 7})
+    taken = await client.post("/items", json={"name": item.name})
+    made = await client.post("/items", json={"name": "by request"})
+
+    assert (changed.status_code, taken.status_code, made.status_code) == (200, 409, 201)
+    assert item.quantity == 7  # The object that the test has, and not a copy.
+    assert await shared_session.scalar(select(func.count(Item.id))) == 2
+    await shared_session.commit()
+    assert len((await client.get("/items")).json()["items"]) == 2  # By a reader.
+
+
+async def test_requests_use_a_session_that_overrides_theirs(client: Any, running_app: Any) -> None:
+    async with primary.sessions() as session:
+        running_app.dependency_overrides[primary.request_session] = lambda: session
+
+        await client.post("/items", json={"name": "by request"})
+
+        assert await session.scalar(select(func.count(Item.id))) == 1
 
 
 async def test_an_error_undoes_its_own_transaction(client: Any) -> None:

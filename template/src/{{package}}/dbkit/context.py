@@ -9,10 +9,11 @@ import secrets
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from time import monotonic
 from typing import Any
 
 from starlette.types import Scope
+
+from .clock import monotonic
 
 JOB = "job"
 """The type of the scope of what is no request."""

@@ -38,7 +38,7 @@ from ..context import shield
 from ..engines.base import import_optional, load
 from ..engines.failures import lacks_migration
 from ..engines.sqlstates import may_succeed_again
-from ..engines.transactions import CheckedSession
+from ..engines.transactions import CheckedSession, checked
 from ..errors import NotConfigured, NotOpen, ReadOnly, TransactionAborted, Unreachable
 from ..loggers import logger_named
 from ..pool import FairPool
@@ -130,8 +130,9 @@ class Database:
     of, to read from; without a URL of its own it reads from that one. `env_prefix` begins the
     names of its variables; it is `ANALYTICS_DATABASE_` for `analytics` unless given.
     `ignore_tables` are patterns, as `audit_*`, of tables that others make: migrations and checks
-    leave them alone. What is
-    declared beside them (`pool_size=20`) are defaults that the environment overrides.
+    leave them alone. `session_class` is the class of its sessions, as SQLModel's, which has
+    `exec()`. What is declared beside them (`pool_size=20`) are defaults that the environment
+    overrides.
 
     `engine_options` are further arguments of SQLAlchemy's `create_async_engine()`. `on_connect` is
     called with each new connection of the driver before anything else uses it, to register codecs
@@ -150,6 +151,7 @@ class Database:
         engine_options: EngineOptions | None = None,
         on_connect: OnConnect | None = None,
         ignore_tables: Collection[str] = (),
+        session_class: type[AsyncSession] = AsyncSession,
         **declared: Unpack[Declared],
     ) -> None:
         self.name = name
@@ -158,6 +160,7 @@ class Database:
         self.replica_of = replica_of
         self.replicas: list[Database] = []
         self.ignore_tables = tuple(ignore_tables)
+        self.session_class = session_class
         if replica_of is not None:
             if (dialect, replica_of.dialect) != ("postgresql", "postgresql"):
                 raise ValueError(
@@ -305,7 +308,7 @@ class Database:
         # A session that outlives its dependency raises instead of taking a connection for good.
         sessions = async_sessionmaker(
             engine,
-            class_=CheckedSession,
+            class_=checked(self.session_class),
             expire_on_commit=False,
             close_resets_only=False,
             info={"database": self.name},
@@ -407,7 +410,17 @@ class Database:
         """Begin a transaction: commit on success, roll back on an error."""
         if self.replica_of is not None:
             raise ReadOnly(self.name, "begin a session", self.replica_of.name)
-        return SessionBlock(self, self._open.sessions.begin())
+        return SessionBlock(self, self.sessions.begin())
+
+    async def request_session(self) -> AsyncGenerator[AsyncSession]:
+        """Yield the session of a request: what routes depend on, and tests override."""
+        async with self.session() as session:
+            yield session
+
+    @property
+    def sessions(self) -> async_sessionmaker[CheckedSession]:
+        """Makes sessions whose transactions their user ends; `NotOpen` as the others."""
+        return self._open.sessions
 
     @overload
     async def execute(

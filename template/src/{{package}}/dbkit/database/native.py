@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from time import monotonic
 from typing import Any, NoReturn
 from uuid import UUID
 from weakref import WeakKeyDictionary
@@ -30,6 +29,7 @@ from sqlalchemy.sql.elements import TextClause
 from sqlalchemy.sql.selectable import CompoundSelect, TextualSelect
 from sqlalchemy.util import greenlet_spawn, immutabledict
 
+from ..clock import monotonic
 from ..engines.base import load
 from ..engines.sqlstates import is_stale
 from ..engines.transactions import CONTROL

@@ -1,7 +1,6 @@
 """Whether the server of a database answers."""
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ from sqlalchemy import Executable, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from ..clock import monotonic
 from ..errors import DatabaseError
 from ..loggers import logger_named
 from ..pool.timeouts import within
@@ -82,13 +82,13 @@ class Probe:
         if error is None:
             self.is_up = self.has_been_up = True
             if self._down_since is not None:
-                seconds = time.monotonic() - self._down_since
+                seconds = monotonic() - self._down_since
                 logger.warning("%s: up again after %.1f s", self._name, seconds)
                 self._down_since = None
             return
         self.is_up = False
         if self._down_since is None:
-            self._down_since = time.monotonic()
+            self._down_since = monotonic()
             # The driver's message is without the statement.
             is_ours = isinstance(error, DatabaseError)
             said = error.detail if is_ours else getattr(error, "orig", None) or error

@@ -9,7 +9,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from time import monotonic
 from typing import Any, TypeVar
 
 from sqlalchemy import text
@@ -18,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message
 
+from ..clock import monotonic
 from ..context import RequestContext, current, inherited
 from ..engines.sqlstates import is_retryable, sqlstate
 from ..errors import DatabaseError

@@ -17,16 +17,17 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from math import ceil, inf
-from time import monotonic
 from typing import Any, Protocol
 from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from ..callsites import raising_lines
+from ..clock import monotonic
 from ..context import current
 from ..engines.base import leave_to_begin, load
 from ..engines.pgbouncer import OUTLASTS, SHOWN
@@ -35,8 +36,8 @@ from ..engines.session_state import Left
 from ..engines.sqlstates import BUGS, IN_ABORTED, sqlstate
 from ..engines.transactions import (
     Failure,
-    SyncCheckedSession,
     aborted,
+    checked,
     refuse_after_failure,
     refuse_control,
 )
@@ -91,6 +92,8 @@ class Synchronized(Replicated, Protocol):
     @property
     def env_prefix(self) -> str: ...  # noqa: D102 -- as above
     @property
+    def session_class(self) -> type[AsyncSession]: ...  # noqa: D102 -- as above
+    @property
     def engine_options(self) -> EngineOptions: ...  # noqa: D102 -- as above
     @property
     def pool(self) -> FairPool: ...  # noqa: D102 -- as above
@@ -103,7 +106,7 @@ class Synchronous:
 
     def __init__(self, database: Synchronized) -> None:
         self._database = database
-        self._made: dict[URL, tuple[Engine, sessionmaker[SyncCheckedSession]]] = {}
+        self._made: dict[URL, tuple[Engine, sessionmaker[Session]]] = {}
         self._lock = threading.Lock()
         _all.add(self)
 
@@ -113,7 +116,7 @@ class Synchronous:
         return self._open[0]
 
     @property
-    def sessions(self) -> "sessionmaker[SyncCheckedSession]":
+    def sessions(self) -> "sessionmaker[Session]":
         """Makes sessions on it."""
         return self._open[1]
 
@@ -124,8 +127,13 @@ class Synchronous:
         """
         return self._session(self.sessions)
 
+    def request_session(self) -> Generator[Session]:
+        """Yield the session of a request: what `def` routes depend on, and tests override."""
+        with self.session() as session:
+            yield session
+
     @contextmanager
-    def _session(self, sessions: "sessionmaker[SyncCheckedSession]") -> Generator[Session]:
+    def _session(self, sessions: "sessionmaker[Session]") -> Generator[Session]:
         with sessions.begin() as session:
             yield session
         self._note_commit()
@@ -160,7 +168,7 @@ class Synchronous:
             pool_of(engine).close(end)
 
     @property
-    def _open(self) -> "tuple[Engine, sessionmaker[SyncCheckedSession]]":
+    def _open(self) -> "tuple[Engine, sessionmaker[Session]]":
         database = self._database
         if database.is_open:
             settings = database.settings
@@ -177,7 +185,7 @@ class Synchronous:
                 engine = make_engine(database, settings)
                 sessions = sessionmaker(
                     engine,
-                    class_=SyncCheckedSession,
+                    class_=checked(database.session_class).sync_session_class,
                     expire_on_commit=False,
                     close_resets_only=False,
                     info={"database": database.name},

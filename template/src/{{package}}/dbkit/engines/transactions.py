@@ -216,3 +216,12 @@ class CheckedSession(AsyncSession):
     """SQLAlchemy's session, whose transactions and savepoints do not end undone in silence."""
 
     sync_session_class = SyncCheckedSession
+
+
+def checked(session_class: type[AsyncSession]) -> type[CheckedSession]:
+    """Return a class of the service's own that is checked as `CheckedSession` is."""
+    if session_class is AsyncSession:
+        return CheckedSession
+    bases = (SyncCheckedSession, session_class.sync_session_class)
+    sync = {"sync_session_class": type("SyncSession", bases, {})}
+    return type("Session", (CheckedSession, session_class), sync)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
-from time import monotonic
 from typing import Any, cast
 
 from sqlalchemy import Dialect
@@ -19,6 +18,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import greenlet_spawn
 
+from ..clock import monotonic
 from ..engines.base import load
 from ..engines.drivers import forget, left_check
 from ..engines.sqlstates import is_bug, sqlstate

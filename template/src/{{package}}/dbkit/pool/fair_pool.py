@@ -12,7 +12,6 @@ subclasses; `tests/dbkit/test_pool_contract.py` in the template holds SQLAlchemy
 from asyncio import current_task, get_running_loop, wait
 from collections.abc import Coroutine
 from math import inf
-from time import monotonic
 from typing import Any, cast
 
 from sqlalchemy import Dialect, exc
@@ -21,6 +20,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
+from ..clock import monotonic
 from ..engines.drivers import ALTERED, BUSY, IN_TRANSACTION
 from ..engines.session_state import Left
 from ..errors import Holder

@@ -1,9 +1,9 @@
 """What callers are told who get no connection, and what the log has of it."""
 
 from math import inf
-from time import monotonic
 from typing import Protocol, TypeVar
 
+from ..clock import monotonic
 from ..errors import DatabaseError, Holder, PoolClosed, PoolOverloaded, PoolTimeout, Unreachable
 from ..loggers import logger_named
 from .background import Background

@@ -3,13 +3,13 @@
 import sys
 import threading
 import time
-from time import monotonic
 from typing import Any
 
 from sqlalchemy import exc
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from ..callsites import callers, lines_of
+from ..clock import monotonic
 from ..context import current
 from ..engines.session_state import Left
 from ..errors import DatabaseError, Holder, PoolClosed, PoolTimeout

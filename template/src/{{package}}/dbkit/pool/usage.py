@@ -4,7 +4,6 @@ import asyncio
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic
 from typing import Any
 
 from sqlalchemy import Engine, event
@@ -12,6 +11,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from starlette.types import Scope
 
 from ..callsites import calling_lines, calling_place, waiting_lines, write
+from ..clock import monotonic
 from ..context import JOB, RequestContext, current
 from ..errors import Holder
 from ..loggers import logger_named

@@ -8,13 +8,13 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
-from time import monotonic
 from types import FrameType
 from typing import Any, cast
 
 from starlette.types import Scope
 
 from ..callsites import callers, lines_of
+from ..clock import monotonic
 from ..loggers import logger_named
 from ..pool.usage import route_of
 

@@ -5,9 +5,9 @@ import gc
 from collections import deque
 from collections.abc import Callable
 from math import inf
-from time import monotonic
 from typing import TYPE_CHECKING
 
+from ..clock import monotonic
 from ..loggers import logger_named
 from ..pool import FairPool
 from ..pool.usage import NO_ROUTE, WEBSOCKET, Use, holder_of

@@ -26,8 +26,10 @@ from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Session, object_mapper
 
+from ..clock import monotonic
 from ..database.databases import Databases
 from . import faults
 from .folder import remove_unused, run_parent
@@ -107,6 +109,8 @@ def database_homes(app: FastAPI, pytestconfig: pytest.Config) -> Generator[dict[
 async def running_app(app: FastAPI, database_homes: dict[str, Home]) -> AsyncGenerator[FastAPI]:
     """Run the application's lifespan, once for all tests of a worker."""
     databases: Databases = app.state.databases
+    # Else a test that freezes time stops all timeouts, and ends those that began before.
+    vars(asyncio.get_running_loop())["time"] = monotonic
     async with app.router.lifespan_context(app):
         engines = [database.engine.sync_engine for database in databases.values()]
         for engine in engines:
@@ -252,6 +256,26 @@ def sync_client(
 
 
 @pytest.fixture
+async def shared_session(
+    running_app: FastAPI, databases: Databases
+) -> AsyncGenerator[AsyncSession]:
+    """Return a session of the first database, which the routes of this test are given, too.
+
+    Each request is a savepoint in it. A reader has a connection of its own, and reads what is
+    committed: `await shared_session.commit()`.
+    """
+    database = next(iter(databases.values()))
+    async with database.sessions() as session:
+
+        async def share() -> AsyncGenerator[AsyncSession]:
+            async with session.begin_nested():
+                yield session
+
+        running_app.dependency_overrides[database.request_session] = share
+        yield session
+
+
+@pytest.fixture
 def sync_engine(databases: Databases) -> Engine:
     """Return the synchronous engine of the first database; such a test has copies of its own."""
     return next(iter(databases.values())).sync.engine
@@ -271,7 +295,7 @@ def sync_session(databases: Databases) -> Generator[Session]:
 class AddRows(Protocol):
     """Adds rows and commits; each finds its database by its base."""
 
-    async def __call__(self, *rows: DeclarativeBase) -> None: ...  # noqa: D102 -- its class says it
+    async def __call__(self, *rows: object) -> None: ...  # noqa: D102 -- its class says it
 
 
 @pytest.fixture
@@ -281,13 +305,19 @@ def add_rows(databases: Databases) -> AddRows:
     As in `await add_rows(Item(name="lamp", quantity=3))`.
     """
 
-    async def add(*rows: DeclarativeBase) -> None:
+    async def add(*rows: object) -> None:
         for database in databases.values():
-            if theirs := [row for row in rows if database.base and isinstance(row, database.base)]:
+            if theirs := [row for row in rows if database.base and belongs(row, database.base)]:
                 async with database.session() as session:
                     session.add_all(theirs)
 
     return add
+
+
+def belongs(row: object, base: type[DeclarativeBase]) -> bool:
+    """Whether a row is of a table of this base, or of one that SQLModel made in its metadata."""
+    table: Any = object_mapper(row).local_table
+    return table.metadata is base.metadata
 
 
 class Counting(Protocol):

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import replace
-from time import monotonic
 from typing import Any
 
 from sqlalchemy import URL
 
+from ..clock import monotonic
 from ..database.database import Database, Opened
 from ..database.readers import Reader
 from ..engines.session_state import Left

@@ -1,11 +1,8 @@
 """What routes depend on."""
 
-from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 from fastapi import Depends
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
 
 from ..database.database import Database
 from ..database.readers import Reader
@@ -16,28 +13,19 @@ def session_from(database: Database) -> Any:
 
     The "function" scope ends it before the response is sent: a COMMIT that fails is an
     error response, never a lost write behind a 201. Source: FastAPI, "Dependencies with
-    yield and scope".
+    yield and scope". Tests override `database.request_session`.
     """
-
-    async def session() -> AsyncGenerator[AsyncSession]:
-        async with database.session() as session:
-            yield session
-
-    return Depends(session, scope="function")
+    return Depends(database.request_session, scope="function")
 
 
 def sync_session_from(database: Database) -> Any:
     """Depend on one synchronous session, hence one transaction, per request: for `def` routes.
 
-    Its connections are counted in the budget from now on.
+    Its connections are counted in the budget from now on. Tests override
+    `database.sync.request_session`.
     """
     database.uses_sync = True
-
-    def session() -> Generator[Session]:
-        with database.sync.session() as session:
-            yield session
-
-    return Depends(session, scope="function")
+    return Depends(database.sync.request_session, scope="function")
 
 
 def reader_from(database: Database) -> Any:

@@ -11,12 +11,12 @@ import re
 import secrets
 from contextlib import suppress
 from datetime import UTC, datetime
-from time import monotonic
 from typing import Any
 from urllib.parse import quote
 
 from starlette.types import Scope
 
+from ..clock import monotonic
 from ..context import RequestContext, job_name, request_id
 from ..errors import NotConfigured
 from ..loggers import logger_named

@@ -65,14 +65,24 @@ def add_hint(error: BaseException) -> None:
                 return
 
 
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, what is in it, and what led to it."""
-    while error is not None:
+def chain(error: BaseException | None, seen: set[int] | None = None) -> Iterator[BaseException]:
+    """Yield an error, what is in it, and what led to it; each once.
+
+    An error that `BaseHTTPMiddleware` takes out of a group and raises again has led to itself.
+    """
+    seen = set() if seen is None else seen
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         if isinstance(error, BaseExceptionGroup):
             for each in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-                yield from chain(each)
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+                yield from chain(each, seen)
+        error = before(cast("BaseException", error))
+
+
+def before(error: BaseException) -> BaseException | None:
+    """Return what led to an error."""
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def write_traceback(error: BaseException, *, full: bool) -> str:
@@ -80,15 +90,16 @@ def write_traceback(error: BaseException, *, full: bool) -> str:
 
     Unless `full`, only the service's own lines, and of a database error only the outermost.
     """
-    return "".join(lines_of(error, full=full, of_driver=False)).rstrip("\n")
+    return "".join(lines_of(error, set(), full=full, of_driver=False)).rstrip("\n")
 
 
-def lines_of(error: BaseException, *, full: bool, of_driver: bool) -> Iterator[str]:
+def lines_of(error: BaseException, seen: set[int], *, full: bool, of_driver: bool) -> Iterator[str]:
     """Yield the lines of an error; with `of_driver`, it is what a driver's error came from."""
+    seen.add(id(error))
     is_database = of_driver or is_of_database(error)
-    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    if before is not None and (full or not is_database):
-        yield from lines_of(before, full=full, of_driver=is_database)
+    cause = before(error)
+    if cause is not None and id(cause) not in seen and (full or not is_database):
+        yield from lines_of(cause, seen, full=full, of_driver=is_database)
         yield f"\n{CAUSE if error.__cause__ else CONTEXT}\n\n"
     steps = traceback.extract_tb(error.__traceback__)
     own = [step for step in steps if is_ours(step.filename)]
@@ -104,7 +115,9 @@ def lines_of(error: BaseException, *, full: bool, of_driver: bool) -> Iterator[s
         yield from (f"{note}\n" for note in getattr(error, "__notes__", ()))
     if isinstance(error, BaseExceptionGroup):
         for each in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            inner = "".join(lines_of(each, full=full, of_driver=is_database))
+            if id(each) in seen:
+                continue
+            inner = "".join(lines_of(each, seen, full=full, of_driver=is_database))
             yield from (f"  | {line}" for line in inner.splitlines(keepends=True))
             yield "  +---\n"
 

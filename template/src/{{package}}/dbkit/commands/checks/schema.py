@@ -26,6 +26,9 @@ async def check_schema(subject: Subject) -> AsyncGenerator[Finding]:
             )
             return
         found = await migrations.compare(database)
+        if found.unseen:
+            yield subject.finding("models.E001", found.unseen, migrations.UNSEEN)
+            return
         if changes := found.changes:
             yield subject.finding(
                 "database.W002",

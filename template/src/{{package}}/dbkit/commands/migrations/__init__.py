@@ -1,5 +1,6 @@
 """Alembic, configured in code: one history per database, in `migrations/<name>/`."""
 
+from .comparing import UNSEEN
 from .connecting import LOCK_INTERVAL, connect
 from .failures import DIRECTORY, MigrationFailed
 from .history import Migration, history
@@ -9,6 +10,7 @@ from .writing import Differences, compare, make, tidy
 __all__ = [
     "DIRECTORY",
     "LOCK_INTERVAL",
+    "UNSEEN",
     "Differences",
     "Migration",
     "MigrationFailed",

@@ -2,6 +2,7 @@
 
 import fnmatch
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import chain
@@ -21,6 +22,13 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from ...database.database import Database
 from . import definitions, postgresql
 
+SHOWN = 5
+"""Models that a message names."""
+UNSEEN = (
+    "have your models derive from it, with no `metadata` of their own below it, or give it theirs"
+    " (`metadata = ...`); and import their modules where the application is made. Where the tables"
+    " are to go: `manage.py makemigrations --empty`, and op.drop_table()"
+)
 PLUGIN = "dbkit"
 PLUGINS = ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname", PLUGIN]
 MADE = re.compile(
@@ -158,6 +166,23 @@ class Comparison:
             "render_as_batch": self.database.dialect == "sqlite",
         }
 
+    def unseen(self) -> str:
+        """Say why tables whose models are there would be dropped; "" if none would."""
+        base = self.database.base
+        assert base is not None  # noqa: S101 -- as above
+        elsewhere = sorted(each.__name__ for each in models_below(base) if is_elsewhere(each, base))
+        if elsewhere:
+            named = ", ".join([*elsewhere[:SHOWN], *(["..."] if elsewhere[SHOWN:] else [])])
+            return (
+                f"{len(elsewhere)} models are in another `metadata` than their base"
+                f" {base.__name__}'s, so that migrations would drop their tables: {named}"
+            )
+        if self._made and not base.metadata.tables:
+            return (
+                f"the base {base.__name__} has no models, so that migrations would drop every table"
+            )
+        return ""
+
     @property
     def default_schema(self) -> str | None:
         """The schema of tables that name none."""
@@ -276,6 +301,19 @@ class Comparison:
         server: Any = import_module(f"sqlalchemy.dialects.{self.database.dialect}.base").dialect()
         server.colspecs = {}  # Else it gives classes of its own, which are for no source.
         return item.load_dialect_impl(server)
+
+
+def models_below(base: type[Any]) -> Iterator[type[Any]]:
+    """Yield the classes below a declarative base that have a table."""
+    for each in base.__subclasses__():
+        if "__table__" in vars(each):
+            yield each
+        yield from models_below(each)
+
+
+def is_elsewhere(model: type[Any], base: type[Any]) -> bool:
+    """Whether a model's table is in another `metadata` than that of its database's base."""
+    return model.__table__.metadata is not base.metadata
 
 
 def find_changes(config: Any) -> list[str]:

@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 
 from ...database.database import Database
-from .comparing import Comparison, find_changes, said
+from .comparing import UNSEEN, Comparison, find_changes, said
 from .connecting import connect
 from .failures import DIRECTORY
 from .history import configure, known_heads, next_revision, read_scripts
@@ -54,6 +54,8 @@ class Differences:
     """Columns that the server does not keep as the model says."""
     by_hand: list[str]
     """What differs and is not written, or could not be compared."""
+    unseen: str = ""
+    """Why tables whose models are there would be dropped; else ""."""
 
 
 async def compare(database: Database) -> Differences:
@@ -69,7 +71,7 @@ async def compare(database: Database) -> Differences:
             limits += map(str, of_columns(table.columns, connection.dialect))
             limits += map(str, of_indexes(table.indexes, connection.dialect))
         left, by_hand = sorted(comparison.left_alone), sorted(comparison.by_hand)
-        return Differences(changes, left, limits, by_hand)
+        return Differences(changes, left, limits, by_hand, comparison.unseen())
 
     async with connect(database) as connection:
         return await connection.run_sync(run)
@@ -101,16 +103,13 @@ async def make(
         config = configure(database, connection=connection)
         script = read_scripts(database, config)
         current = known_heads(database, script, connection)
-        if not empty and set(current) != set(script.get_heads()):
-            raise CommandError(
-                f"{database.name}: migrations are not applied;"
-                f" first run `manage.py migrate --database {database.name}`"
-            )
+        comparison: Comparison = config.attributes["comparison"]
+        if not empty:
+            must_be_comparable(comparison, applied=set(current) == set(script.get_heads()))
 
         def revise(context: MigrationContext, _revision: object, directives: list[Any]) -> None:
             if empty:
                 return
-            comparison: Comparison = config.attributes["comparison"]
             notes.extend(
                 f"left alone, as no migration made it: {each}"
                 for each in sorted(comparison.left_alone)
@@ -146,6 +145,17 @@ async def make(
     for each in notes:
         on_note(f"  {each}")
     return path
+
+
+def must_be_comparable(comparison: Comparison, *, applied: bool) -> None:
+    """Raise `CommandError` where a comparison with the models would find what is not so."""
+    name = comparison.database.name
+    if unseen := comparison.unseen():
+        raise CommandError(f"{name}: {unseen}\n  {UNSEEN}")
+    if not applied:
+        raise CommandError(
+            f"{name}: migrations are not applied; first run `manage.py migrate --database {name}`"
+        )
 
 
 def merge_heads(database: Database, message: str) -> Script | None:

@@ -7,9 +7,9 @@ import os
 import time
 from collections import deque
 from dataclasses import asdict
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from ...clock import monotonic
 from ...database.database import Database
 from ...database.databases import Databases
 from ...database.engine import SERVICE
