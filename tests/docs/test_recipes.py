@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from rendering import ROOT, Renderer
-from running import copy_of, environment, manage, run, running, wait_until
+from running import copy_of, environment, manage, manage_in_turn, run, running, wait_until
 
 PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 
@@ -71,6 +71,18 @@ def test_commands_scripts_notebooks_and_the_shell(service: Path) -> None:
     said = run(service / "notebooks", sys.executable, "-c", notebook, variables=elsewhere)
     assert said.stdout.startswith("42\n<Database primary (")
     assert said.stdout.endswith(", not open)>\n")
+
+
+def test_authentication_and_cors(render: Renderer, tmp_path: Path) -> None:
+    databases = [{"name": "primary", "engine": "sqlite"}]
+    service = copy_of(render(project_name="Orders", databases=databases), tmp_path)
+    write(service, "Authentication")
+    write(service, "CORS")
+    assert manage_in_turn(service, "migrate", "makemigrations").returncode == 0
+
+    files = ["tests/test_users.py", "tests/test_cors.py"]
+    done = run(service, sys.executable, "-m", "pytest", "-q", *files)
+    assert "2 passed" in done.stdout, done.stdout
 
 
 PLANTED = """
