@@ -14,7 +14,7 @@ import pytest
 from conftest import KIT
 from dbkit.errors import NotConfigured
 from dbkit.settings.database import read_full_tracebacks, read_log_format
-from dbkit.web.tracebacks import add_hint, write_traceback
+from dbkit.web.tracebacks import INNERMOST, add_hint, write_traceback
 from running import PATIENCE, free_port, wait_until
 from small_service import SERVICE
 from websockets.exceptions import ConnectionClosed
@@ -302,6 +302,7 @@ def test_text_shows_the_lines_of_the_service_the_message_and_the_right_way(tmp_p
 
     text = service.file.read_text()
     assert "site-packages" not in short
+    assert 0 < text.count("site-packages") <= 4 * INNERMOST
     assert 'service.py", line ' in text
     assert "lines of libraries are hidden: " in text
     assert "RuntimeError: no postgresql://me:***@host/name\nhere\n" in text

@@ -14,8 +14,12 @@ from dbkit.telemetry.metrics import METRICS, POOL, TIMES, split
 from dbkit.web.prometheus import Collector, underscores
 from fastapi import FastAPI
 from opentelemetry import metrics
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import URL, NullPool, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
@@ -274,3 +278,35 @@ async def test_the_log_has_a_line_for_each_interval(
             await session.scalar(text("select 1"))
     assert (said["pool"], said["used"], said["idle"], said["max"]) == ("primary", 0, 1, 3)
     assert sum(each["checkouts"] for each in lines()) == 2  # The last line comes at the end.
+
+
+@pytest.mark.parametrize("first", ["install", "instrument"])
+async def test_an_instrumented_application_has_traces_and_names_its_requests(first: str) -> None:
+    """The instrumentor takes the stack of middleware apart, and knows only Starlette's."""
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    app = FastAPI()
+    steps = {
+        "install": lambda: install(app, Databases()),
+        "instrument": lambda: FastAPIInstrumentor.instrument_app(app, tracer_provider=provider),
+    }
+    steps.pop(first)()
+    for step in steps.values():
+        step()
+
+    @app.get("/fine")
+    async def fine() -> None: ...
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise ValueError
+
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        answers = [await client.get(path) for path in ("/fine", "/broken")]
+
+    assert [answer.status_code for answer in answers] == [200, 500]
+    assert all(len(answer.headers.get_list("x-request-id")) == 1 for answer in answers)
+    routes = [each for each in spans.get_finished_spans() if each.parent is None]
+    assert [each.name for each in routes] == ["GET /fine", "GET /broken"]

@@ -317,3 +317,46 @@ def die(number: int) -> None:
             mark.touch()
             os.kill(os.getpid(), 9)
 """
+
+
+OTHERS = """
+
+async def ask(client: AsyncClient, query: str) -> dict[str, Any]:
+    answer = await client.post("/graphql", json={"query": query})
+    assert answer.status_code == 200
+    return answer.json()
+
+
+async def test_graph(client: AsyncClient) -> None:
+    assert "errors" not in await ask(client, 'mutation { addItem(name: "lamp") { id } }')
+    add = 'mutation { a: addItem(name: "pen") { id } b: addItem(name: "lamp") { id } }'
+    assert len((await ask(client, add))["errors"]) == 1
+    items = (await ask(client, "{ a: items { name } b: items { name } }"))["data"]
+    assert items["a"] == items["b"] == [{"name": "lamp"}, {"name": "pen"}]
+
+
+@pytest.mark.parametrize("where", [pytest.param("", marks=pytest.mark.committed), "sandbox"])
+async def test_admin(client: AsyncClient, where: str) -> None:
+    form = {"name": "lamp", "quantity": "2"}
+    assert (await client.post("/admin/item/create", data=form)).status_code == 302
+    assert (await client.post("/admin/item/create", data=form)).status_code == 400
+    assert "lamp" in (await client.get("/admin/item/list")).text
+    assert len((await client.get("/items")).json()["items"]) == 1
+"""
+
+
+def test_libraries_that_want_an_engine_or_sessions(render: Renderer, tmp_path: Path) -> None:
+    folder = copy_of(render(project_name="Orders"), tmp_path)
+    write(folder, "An admin site")
+    write(folder, "GraphQL")
+    main = folder / "src/orders/main.py"
+    added = (
+        "from .admin import add_admin\nfrom .graph import router as graph_router\n"
+        'add_admin(app)\napp.include_router(graph_router, prefix="/graphql")\n'
+    )
+    main.write_text(main.read_text() + added)
+    imports = "from typing import Any\n\nimport pytest\nfrom httpx import AsyncClient\n"
+    (folder / "tests/test_others.py").write_text(imports + OTHERS)
+
+    done = run(folder, sys.executable, "-m", "pytest", "-q", "tests/test_others.py")
+    assert done.returncode == 0, done.stdout

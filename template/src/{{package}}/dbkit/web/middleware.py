@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..context import RequestContext, enter
@@ -98,10 +99,30 @@ def explaining(send: Send) -> Send:
     return send_explaining
 
 
+class Outermost(ServerErrorMiddleware):
+    """An application's first middleware, of the type that Starlette has there.
+
+    OpenTelemetry's `FastAPIInstrumentor` takes the first one apart to stand around `app`, and
+    gives up if it is of another type. What is inside has answered 500 by then.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        await self.app(scope, receive, send)
+
+
 def serve_requests(app: FastAPI, *, replicas: bool) -> None:
     """Stand around the whole application, so that no middleware of the service is left out.
 
     FastAPI has no public way to: `add_middleware` adds inside of what answers 500.
     """
-    build: Callable[[], ASGIApp] = app.build_middleware_stack
-    app.build_middleware_stack = lambda: RequestMiddleware(build(), replicas=replicas)
+    build: Callable[[], Any] = app.build_middleware_stack
+
+    def build_stack() -> ASGIApp:
+        stack = build()
+        served = RequestMiddleware(stack, replicas=replicas)
+        if not isinstance(stack, ServerErrorMiddleware):
+            return served
+        return Outermost(served, stack.handler, stack.debug)
+
+    app.build_middleware_stack = build_stack

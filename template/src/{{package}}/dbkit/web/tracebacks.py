@@ -19,6 +19,8 @@ from ..errors import DatabaseError
 
 DRIVERS = {"asyncpg", "asyncmy", "sqlite3", "aiosqlite"}
 LONGEST_STATEMENT = 1000
+INNERMOST = 5
+"""Lines shown of an error to which no line of the service led."""
 
 ONE_TASK = (
     "a session, and its connection, serve one task at a time: begin one in each task, or run the"
@@ -88,7 +90,8 @@ def before(error: BaseException) -> BaseException | None:
 def write_traceback(error: BaseException, *, full: bool) -> str:
     """Write an error and what led to it, without the values that drivers name.
 
-    Unless `full`, only the service's own lines, and of a database error only the outermost.
+    Unless `full`, only the service's own lines, or the innermost where there are none, and of a
+    database error only the outermost.
     """
     return "".join(lines_of(error, set(), full=full, of_driver=False)).rstrip("\n")
 
@@ -103,7 +106,7 @@ def lines_of(error: BaseException, seen: set[int], *, full: bool, of_driver: boo
         yield f"\n{CAUSE if error.__cause__ else CONTEXT}\n\n"
     steps = traceback.extract_tb(error.__traceback__)
     own = [step for step in steps if is_ours(step.filename)]
-    shown = steps if full or not own else own
+    shown = steps if full else own or steps[-INNERMOST:]
     hidden = len(steps) - len(shown)
     hint = f"; lines of libraries are hidden: {hidden}, LOG_TRACEBACKS=full shows them"
     yield f"Traceback (most recent call last{hint if hidden else ''}):\n"
