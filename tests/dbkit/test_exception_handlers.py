@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import dbkit.database.engine
 import pytest
-from dbkit import DATABASE_RESPONSES, Database, Databases, Unreachable, install, session_from
+from dbkit import Database, Databases, Unreachable, install, session_from
 from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres
 from dbkit.web.problems import database_failed
 from fastapi import APIRouter, FastAPI, Request
@@ -70,7 +70,7 @@ class Service:
     def add_routes(self, name: str, dependency: Any) -> None:
         """Add routes that use one database as routes do."""
 
-        @self.app.post(f"/{name}", status_code=201, responses=DATABASE_RESPONSES)
+        @self.app.post(f"/{name}", status_code=201)
         async def run(work: Work, session: Annotated[AsyncSession, dependency]) -> str:  # pyright: ignore[reportUnusedFunction] -- FastAPI calls it
             for statement in work.sql:
                 await session.execute(text(statement), work.values)
@@ -508,6 +508,20 @@ async def test_openapi_declares_the_answers(service: Service) -> None:
     assert list(responses["503"]["content"]) == ["application/problem+json"]
     assert {"title", "status", "detail"} <= set(
         responses["409"]["content"]["application/problem+json"]["schema"]["properties"]
+    )
+    alive = service.app.openapi()["paths"]["/livez"]["get"]["responses"]
+    assert set(alive) == {"200"}
+
+
+async def test_openapi_has_what_a_route_says_of_an_answer_itself() -> None:
+    app = FastAPI(responses={503: {"description": "Closed on Sundays"}})
+    install(app, Databases())
+    app.add_api_route("/", lambda: "open", responses={409: {"description": "Taken"}})
+
+    responses = app.openapi()["paths"]["/"]["get"]["responses"]
+    assert (responses["409"]["description"], responses["503"]["description"]) == (
+        "Taken",
+        "Closed on Sundays",
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from dbkit import DATABASE_RESPONSES, Database, Databases, install, session_from
+from dbkit import Database, Databases, install, session_from
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient, Response
 from sqlalchemy import URL, text
@@ -21,7 +21,7 @@ class Service:
         self.primary = Database("primary", "postgresql", url=address, **declared)
         self.other = Database("other", "postgresql", url=address)
         self.databases = Databases(self.primary, self.other)
-        self.app = FastAPI(responses=DATABASE_RESPONSES)
+        self.app = FastAPI()
         install(self.app, self.databases)
         for database in self.databases.values():
             self.app.add_api_route(f"/{database.name}", route(database), methods=["GET"])

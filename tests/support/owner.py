@@ -259,10 +259,11 @@ def edit_main(path: Path) -> None:
     kept = [line for line in lines if not re.search(r"_router\b", line)]
     text = "".join(kept)
     assert "include_router" not in text
-    text = text.replace(
-        "from .dbkit import DATABASE_RESPONSES, install\n",
+    text = re.sub(  # Up to 0.4.0 it had the first of these.
+        r"from \.dbkit import (?:DATABASE_RESPONSES, )?install\n",
         "from .dbkit import DATABASE_RESPONSES, install\n"
         "from .shelves.router import router as shelves_router\n",
+        text,
     )
     path.write_text(
         text + "app.include_router(shelves_router, responses=DATABASE_RESPONSES)\n"

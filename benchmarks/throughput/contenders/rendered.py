@@ -57,7 +57,7 @@ async def create(body: ItemCreate) -> Any:
 
 app = FastAPI(lifespan=main.lifespan, max_body_size=main.app.max_body_size)
 main.install(app, main.databases)
-app.include_router(router, responses=main.DATABASE_RESPONSES)
+app.include_router(router)
 
 
 @app.get("/both/{item_id}", response_model=Both)

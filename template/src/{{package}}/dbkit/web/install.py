@@ -8,7 +8,7 @@ from ..database.databases import Databases
 from .health import health_router
 from .middleware import serve_requests
 from .page import Pages
-from .problems import add_exception_handlers
+from .problems import DATABASE_RESPONSES, add_exception_handlers
 from .prometheus import metrics_router
 
 TOO_LARGE: dict[str, Any] = {
@@ -25,7 +25,8 @@ TOO_LARGE: dict[str, Any] = {
 def install(app: FastAPI, databases: Databases) -> None:
     """Add health, metrics, the page of the pools, responses for database errors, and a log.
 
-    Requests whose client has left are ended.
+    Requests whose client has left are ended. OpenAPI names `DATABASE_RESPONSES` for each route that
+    is added after this; a route's own description of one stays.
     """
     app.state.databases = databases
     if app.max_body_size is not None:
@@ -33,5 +34,7 @@ def install(app: FastAPI, databases: Databases) -> None:
     app.include_router(health_router(databases))
     app.router.routes.append(Pages(databases))
     app.include_router(metrics_router(databases))
+    # After the kit's own routes: of the service's, any may use a database.
+    app.router.responses = DATABASE_RESPONSES | app.router.responses
     add_exception_handlers(app)
     serve_requests(app, replicas=any(each.replica_of for each in databases.values()))

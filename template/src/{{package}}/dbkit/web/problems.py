@@ -93,7 +93,7 @@ READS = {"GET", "HEAD", "OPTIONS"}
 LEVELS = {409: logging.INFO, 422: logging.WARNING}
 """Conflicts are daily bread; what only the database finds wrong, the route's schema lets in."""
 
-# For `responses=` of a router whose routes use a database: what they may answer.
+# What routes that use a database may answer; `install()` declares it.
 DATABASE_RESPONSES: dict[int | str, dict[str, Any]] = {
     409: declare("Conflicts with what is stored"),
     503: declare("A database is overloaded or away", headers=RETRY_AFTER),
