@@ -14,11 +14,13 @@ from dbkit.settings.urls import Dialect
 from sqlalchemy import (
     ARRAY,
     URL,
+    BigInteger,
     Boolean,
     CheckConstraint,
     Column,
     Computed,
     Date,
+    DateTime,
     Enum,
     ForeignKey,
     Identity,
@@ -26,6 +28,7 @@ from sqlalchemy import (
     Integer,
     MetaData,
     Numeric,
+    Sequence,
     String,
     Table,
     Text,
@@ -63,6 +66,7 @@ class Shop:
         self.url = url
         self.ignored: list[str] = []
         self.schema: str | None = None
+        self.options: dict[str, Any] = {}
 
     def database(self, *tables: Any) -> Database:
         """Declare the database with these models: functions that add them to the metadata."""
@@ -75,7 +79,8 @@ class Shop:
             made = [each() for each in columns]
             key = [Column("id", Integer, primary_key=True)]
             own = any(getattr(each, "name", "") == "id" for each in made)
-            Table(name, Base.metadata, *([] if own else key), *made, schema=self.schema)
+            parts = [*([] if own else key), *made]
+            Table(name, Base.metadata, *parts, schema=self.schema, **self.options)
         return Database("shop", self.dialect, base=Base, url=self.url, ignore_tables=self.ignored)
 
     async def become(self, *tables: Any, yes: bool = False, message: str = "") -> "Change":
@@ -319,6 +324,44 @@ async def test_a_renamed_table_is_asked_about_and_keeps_its_rows(shop: Shop) -> 
     assert await shop.run("SELECT name FROM things, children WHERE things.id = item_id") == [("a",)]
     await shop.back_and_forth(*new)
     assert await shop.run("SELECT name FROM things, children WHERE things.id = item_id") == [("a",)]
+
+
+@each_engine
+async def test_a_table_that_is_renamed_may_change_at_once(shop: Shop) -> None:
+    old = ("items", column("colour", String(20), index=True), name_, column("size", String(5)))
+    await shop.become(old)
+    await shop.run("INSERT INTO items (id, colour, name, size) VALUES (1, 'red', 'a', '4')")
+    new = (
+        "things",
+        column("color", String(20), index=True),
+        name_,
+        column("size", String(9), nullable=False),
+        column("note", Text),
+    )
+
+    change = await shop.become(new, yes=True)
+
+    assert change.asked == [
+        "Is table things the table items, renamed?",
+        "Is things.color the column things.colour, renamed?",
+    ]
+    assert await shop.run("SELECT color, name, size FROM things") == [("red", "a", "4")]
+    await shop.back_and_forth(new)
+    assert await shop.run("SELECT color, name, size FROM things") == [("red", "a", "4")]
+    assert (await shop.write(old)).warns("W001")
+
+
+@each_engine
+async def test_a_column_that_is_renamed_may_get_another_type(shop: Shop) -> None:
+    await shop.become(("items", column("colour", String(20))))
+    await shop.run("INSERT INTO items (id, colour) VALUES (1, 'red')")
+    new = ("items", column("color", Text, nullable=False))
+
+    change = await shop.become(new, yes=True)
+
+    assert change.asked == ["Is items.color the column items.colour, renamed?"]
+    await shop.back_and_forth(new)
+    assert await shop.run("SELECT color FROM items") == [("red",)]
 
 
 def status(*labels: str, **options: Any) -> Callable[[], Column[Any]]:
@@ -688,6 +731,20 @@ async def test_a_failure_says_where_which_statement_and_what_to_do(shop: Shop) -
         assert "cannot roll a change of the schema back" in said
 
 
+@on("mariadb", "mysql")
+async def test_a_foreign_key_in_the_way_of_a_type_is_said(shop: Shop) -> None:
+    await shop.become(("items",), ("children", reference("item_id", "items.id")))
+    change = await shop.write(("items",), ("children", reference("item_id", "items.id"), name_))
+    assert change.path
+    by_hand = "op.execute('ALTER TABLE {} MODIFY {} BIGINT NOT NULL')\n    op.add_column"
+
+    for table, column_name in (("children", "item_id"), ("items", "id")):
+        alter = by_hand.format(table, column_name)
+        change.path.write_text(change.code.replace("op.add_column", alter))
+        with pytest.raises(migrations.MigrationFailed, match="a foreign key holds the type of its"):
+            await migrations.migrate(shop.database())
+
+
 @each_engine
 async def test_several_statements_in_one_are_run_in_the_transaction(shop: Shop) -> None:
     await shop.become(("items", name_))
@@ -746,6 +803,72 @@ async def test_a_foreign_key_that_stays_keeps_an_index(shop: Shop) -> None:
     await shop.back_and_forth(("items",), without)
 
 
+@on("mariadb", "mysql")
+async def test_what_a_foreign_key_needs_and_made_goes_with_it(shop: Shop) -> None:
+    def children(*more: Any, key: bool = True) -> Any:
+        own = reference("item_id", "items.id") if key else column("item_id", Integer)
+        return ("children", own, name_, *more)
+
+    unique = lambda: UniqueConstraint("item_id", "name", name="uq")  # noqa: E731
+    await shop.become(("items",), children())
+
+    for each in (children(unique), children(), children(key=False)):
+        await shop.become(("items",), each)
+        await shop.back_and_forth(("items",), each)
+
+
+@on("postgresql")
+async def test_a_sequence_that_ends_before_its_column_is_seen(shop: Shop) -> None:
+    large = ("items", column("id", BigInteger, primary_key=True))
+    await shop.become(large)
+    await shop.run("ALTER SEQUENCE items_id_seq AS integer")
+
+    change = await shop.become(large)
+
+    assert change.said[1:] == ["  modify type of sequence items_id_seq"]
+
+
+@on("postgresql", "mariadb")
+async def test_a_sequence_is_made_before_what_uses_it(shop: Shop) -> None:
+    def numbered() -> Column[Any]:
+        sequence = Sequence("numbers", start=5)
+        return Column("number", Integer, sequence, server_default=sequence.next_value())
+
+    await shop.become(("items", name_))
+    new = ("items", name_, numbered)
+    change = await shop.become(new)
+    await shop.back_and_forth(new)
+
+    assert change.said[1:3] == ["  add sequence numbers", "  add column items.number"]
+    await shop.run("INSERT INTO items (id) VALUES (1)")
+    assert await shop.run("SELECT number FROM items") == [(5,)]
+
+
+@on("postgresql")
+async def test_a_time_without_zone_is_one_in_utc(shop: Shop) -> None:
+    await shop.become(("items", column("at", DateTime)))
+    await shop.run("INSERT INTO items VALUES (1, '2026-01-02 03:04:05')")
+    shop.url += "?options=-ctimezone%3DAsia/Tokyo"
+    new = ("items", column("at", TYPES[datetime]))
+
+    await shop.become(new)
+    await shop.back_and_forth(new)
+
+    assert await shop.run("SELECT at AT TIME ZONE 'UTC' FROM items") == [
+        (datetime.fromisoformat("2026-01-02 03:04:05"),)
+    ]
+
+
+@on("postgresql")
+async def test_a_view_in_the_way_of_a_type_is_said(shop: Shop) -> None:
+    await shop.become(("items", name_))
+    await shop.run("CREATE VIEW names AS SELECT name FROM items")
+    await shop.write(("items", column("name", Text)))
+
+    with pytest.raises(migrations.MigrationFailed, match="where a view, a policy or a generated"):
+        await migrations.migrate(shop.database())
+
+
 @on("sqlite")
 async def test_a_rebuild_keeps_the_order_of_an_index(shop: Shop) -> None:
     ordered = index("ix_size", text("size DESC"))
@@ -766,6 +889,32 @@ async def test_a_default_that_becomes_another_function_is_seen(shop: Shop) -> No
     await shop.become(at(func.now()))
     await shop.become(at(func.clock_timestamp()))
     await shop.back_and_forth(at(func.clock_timestamp()))
+
+
+@on(*ENGINES, "mysql")
+async def test_a_key_that_others_refer_to_gets_another_type(shop: Shop) -> None:
+    own = column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    children = [("children", reference("item_id", "items.id", index=i)) for i in (False, True)]
+    twins = ("twins", reference("item_id", "items.id", ondelete="CASCADE"))
+    await shop.become(("items", name_), children[0], twins)
+    await shop.run(
+        "INSERT INTO items (id) VALUES (1)",
+        "INSERT INTO children (id, item_id) VALUES (1, 1)",
+        "INSERT INTO twins (id, item_id) VALUES (1, 1)",
+    )
+    new = (("items", own, name_), children[1], twins)
+
+    await shop.become(*new)
+    await shop.back_and_forth(*new)
+
+    assert await shop.run("SELECT count(*) FROM children JOIN items ON items.id = item_id") == [
+        (1,)
+    ]
+    with pytest.raises(DBAPIError):
+        await shop.run("INSERT INTO children (id, item_id) VALUES (2, 2)")
+    if shop.dialect == "postgresql":
+        await shop.run("SELECT setval('items_id_seq', 1 + (1::bigint << 31))")
+    await shop.run("INSERT INTO items (name) VALUES ('a')")
 
 
 @each_engine
@@ -939,6 +1088,40 @@ async def test_what_is_not_written_of_a_generated_column_is_said(shop: Shop) -> 
 
     assert change.path is None
     assert change.said == ["  left to you: items.twice is to be generated"]
+
+
+@on(*ENGINES, "mysql")
+async def test_a_collation_and_an_option_of_a_table_are_left_to_you(shop: Shop) -> None:
+    collation, options = {
+        "postgresql": ("C", {"postgresql_with": {"fillfactor": 70}}),
+        "mysql": ("utf8mb4_bin", {"mysql_row_format": "COMPRESSED"}),
+        "sqlite": ("NOCASE", {"sqlite_with_rowid": False}),
+    }[shop.dialect]
+    plain = ("items", name_, column("size", Numeric(5, 2)))
+    await shop.become(plain)
+
+    shop.options = options
+    text = column("name", String(20, collation=collation))
+    new = ("items", text, column("size", Numeric(5, 2)))
+    change = await shop.write(new)
+
+    assert change.path is None
+    said = sorted(change.said)
+    assert [each.partition(" is ")[0] for each in said] == [
+        f"  left to you: {option} of items"
+        for option in ("fillfactor", "ROW_FORMAT", "WITHOUT ROWID")
+        if option.lower().replace(" ", "_").removeprefix("without_") in str(options)
+    ] + ["  left to you: the collation of items.name"]
+    assert f", and is to be {collation}" in said[-1]
+    await shop.run("DROP TABLE items", "DELETE FROM alembic_version")
+    await migrations.migrate(shop.database(new), "zero")
+    Path("migrations/shop/0001_create_items.py").unlink()  # noqa: ASYNC240
+    assert (await shop.become(new)).said[1:] == ["  add table items"]
+    assert (await shop.write(new)).said == []
+    shop.options = {}
+    assert [each.partition(" is ")[0] for each in (await shop.write(plain)).said] == [
+        "  left to you: the collation of items.name"
+    ]
 
 
 @on("postgresql")

@@ -86,10 +86,7 @@ def test_a_session_commits_or_rolls_back(shop: Database) -> None:
 
 @on(*ENGINES)
 def test_a_transaction_that_was_undone_by_a_flush_raises(shop: Database) -> None:
-    with (
-        pytest.raises(TransactionAborted, match="nothing that it wrote"),
-        shop.sync.session() as session,
-    ):
+    with pytest.raises(TransactionAborted) as caught, shop.sync.session() as session:
         session.add(Item(name="desk"))
         session.flush()
         session.add(Item(name="lamp"))
@@ -97,6 +94,11 @@ def test_a_transaction_that_was_undone_by_a_flush_raises(shop: Database) -> None
             session.flush()
 
     assert names(shop) == ["lamp", "chair"]
+    assert caught.value.database == "shop"
+    said = str(caught.value)
+    assert "nothing that it wrote" in said
+    assert "belongs in `with session.begin_nested():`" in said
+    assert "yourself: `session.rollback()`" in said
 
 
 @on("postgresql", "pgbouncer")
@@ -114,6 +116,50 @@ def test_a_transaction_that_postgresql_aborted_raises(shop: Database) -> None:
         connection.execute(text("SELECT 1"))
 
     assert names(shop) == ["lamp", "chair"]
+
+
+@on("postgresql", "pgbouncer", "mariadb")
+def test_a_transaction_that_lost_a_conflict_is_run_again(shop: Database) -> None:
+    both, attempts = threading.Barrier(2), list[str]()
+
+    def change(first: str, second: str) -> None:
+        def work(session: Session) -> None:
+            is_first = first not in attempts
+            attempts.append(first)
+            change = text("UPDATE items SET quantity = quantity + 1 WHERE label = :name")
+            session.execute(change, {"name": first})
+            if is_first:
+                both.wait()
+            session.execute(change, {"name": second})
+
+        shop.sync.run_transaction(work)
+
+    threads = [
+        threading.Thread(target=change, args=order)
+        for order in (("lamp", "chair"), ("chair", "lamp"))
+    ]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+
+    assert len(attempts) == 3
+    with shop.sync.session() as session:
+        assert session.scalars(select(Item.quantity)).all() == [2, 2]
+
+
+@on("postgresql")
+def test_a_transaction_that_fails_by_itself_is_not_run_again(shop: Database) -> None:
+    attempts: list[int] = []
+
+    def work(session: Session) -> None:
+        attempts.append(1)
+        session.execute(text("SELECT 1/0"))
+
+    with pytest.raises(exc.DBAPIError):
+        shop.sync.run_transaction(work)
+    assert attempts == [1]
+    assert shop.sync.run_transaction(lambda session: session.scalar(text("SELECT 7"))) == 7
 
 
 @on("sqlite")
@@ -171,7 +217,7 @@ def test_what_would_commit_in_between_is_refused(shop: Database) -> None:
         session.flush()
         session.execute(text("CREATE TABLE t (id int)"))
     with (
-        pytest.raises(exc.InvalidRequestError, match="COMMIT is not for SQL text"),
+        pytest.raises(exc.InvalidRequestError, match=r"session: `with shop\.sync\.session"),
         shop.sync.session() as session,
     ):
         session.execute(text("SELECT 1"))

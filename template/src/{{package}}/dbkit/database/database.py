@@ -1,7 +1,6 @@
 """A database: its settings, its engine with the pool, and the sessions on it."""
 
 import asyncio
-import random
 import threading
 from collections.abc import (
     AsyncGenerator,
@@ -37,8 +36,7 @@ from sqlalchemy.sql.selectable import TypedReturnsRows
 from ..context import shield
 from ..engines.base import import_optional, load
 from ..engines.failures import lacks_migration
-from ..engines.sqlstates import may_succeed_again
-from ..engines.transactions import CheckedSession, checked
+from ..engines.transactions import CheckedSession, checked, delay_of_retry
 from ..errors import NotConfigured, NotOpen, ReadOnly, TransactionAborted, Unreachable
 from ..loggers import logger_named
 from ..pool import FairPool
@@ -61,9 +59,6 @@ logger = logger_named("database")
 
 _making = threading.Lock()
 """For two threads that ask for a synchronous side at once."""
-
-RETRY_DELAY = 0.02
-"""Seconds, doubled at each attempt, within which a unit of work is begun again."""
 
 MISSING = (
     "{0}: the models have it, the database lacks it. `manage.py migrate --database {0}` applies the"
@@ -479,11 +474,10 @@ class Database:
                     commit_sent = True
                 return result  # noqa: TRY300 -- the commit above belongs in the try
             except (DBAPIError, TransactionAborted) as error:
-                unknown = commit_sent and not isinstance(error, TransactionAborted)
-                if unknown or attempt == attempts or not may_succeed_again(error):
+                delay = delay_of_retry(error, attempt, attempts, commit_sent=commit_sent)
+                if delay is None:
                     raise
-            # Both sides of a conflict try again, but not in the same moment.
-            await asyncio.sleep(random.uniform(0, RETRY_DELAY * 2**attempt))  # noqa: S311 -- no secret
+            await asyncio.sleep(delay)
         raise ValueError(f"attempts is {attempts}; it must be 1 or more")
 
     @contextmanager

@@ -17,7 +17,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from math import ceil, inf
-from typing import Any, Protocol
+from time import sleep
+from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
@@ -35,13 +36,15 @@ from ..engines.postgresql import parameters
 from ..engines.session_state import Left
 from ..engines.sqlstates import BUGS, IN_ABORTED, sqlstate
 from ..engines.transactions import (
+    SYNC,
     Failure,
     aborted,
     checked,
+    delay_of_retry,
     refuse_after_failure,
     refuse_control,
 )
-from ..errors import DatabaseError, Unreachable
+from ..errors import DatabaseError, TransactionAborted, Unreachable
 from ..loggers import logger_named
 from ..pool import FairPool
 from ..pool.status import Counters
@@ -63,6 +66,8 @@ from .engine_options import EngineOptions
 from .probe import Replicated
 
 logger = logger_named("sync")
+
+Result = TypeVar("Result")
 
 DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql", "sqlite": "pysqlite"}
 TO_INSTALL = {"psycopg": '"psycopg[binary]"', "pymysql": "pymysql"}
@@ -138,6 +143,26 @@ class Synchronous:
             yield session
         self._note_commit()
 
+    def run_transaction(self, work: Callable[[Session], Result], *, attempts: int = 3) -> Result:
+        """Run `work` in a transaction; again, from its beginning, if another one was in its way.
+
+        As `Database.run_transaction()` does, in a thread.
+        """
+        for attempt in range(1, attempts + 1):
+            commit_sent = False
+            try:
+                with self.session() as session:
+                    result = work(session)
+                    session.flush()
+                    commit_sent = True
+                return result  # noqa: TRY300 -- the commit above belongs in the try
+            except (exc.DBAPIError, TransactionAborted) as error:
+                delay = delay_of_retry(error, attempt, attempts, commit_sent=commit_sent)
+                if delay is None:
+                    raise
+            sleep(delay)
+        raise ValueError(f"attempts is {attempts}; it must be 1 or more")
+
     def _note_commit(self) -> None:
         """Note, for the client of this request, where the log is after a commit; 1 round trip."""
         primary, request = self._database, current()
@@ -188,7 +213,7 @@ class Synchronous:
                     class_=checked(database.session_class).sync_session_class,
                     expire_on_commit=False,
                     close_resets_only=False,
-                    info={"database": database.name},
+                    info={"database": f"{database.name}{SYNC}"},
                 )
                 self._made[settings.url] = engine, sessions
             return self._made[settings.url]
@@ -410,7 +435,7 @@ class Transactions:
         driver: Any = connection.connection.dbapi_connection
         error = context.original_exception
         if sqlstate(error) == IN_ABORTED:
-            return aborted(self._name, driver.failure)
+            return aborted(f"{self._name}{SYNC}", driver.failure)
         failure = Failure(context.statement or "", context.sqlalchemy_exception or error)
         if context.is_disconnect:  # The driver's connection goes; SQLAlchemy's is there to the end.
             vars(connection)["failure"] = failure
@@ -428,7 +453,7 @@ class Transactions:
         is_gone = driver.is_undone or is_aborted(driver) or (driver.had and not self._is_in(driver))
         if driver.begun and is_gone:
             self._rollback(connection)
-            raise aborted(self._name, driver.failure)
+            raise aborted(f"{self._name}{SYNC}", driver.failure)
         self._commit_as_driver(connection)
         driver.begun = False
 

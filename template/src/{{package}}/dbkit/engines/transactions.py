@@ -7,6 +7,7 @@ commit. The drivers' own connections know better without asking, so they refuse 
 `postgresql.py`, `mysql.py` and `sqlite.py` have them.
 """
 
+import random
 import re
 from asyncio import CancelledError
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from ..callsites import raising_lines
 from ..errors import DatabaseError, TransactionAborted
 from ..loggers import logger_named
-from .sqlstates import IN_ABORTED, INTERRUPTED, is_retryable, sqlstate
+from .sqlstates import IN_ABORTED, INTERRUPTED, is_retryable, may_succeed_again, sqlstate
 
 logger = logger_named("transactions")
 
@@ -35,8 +36,14 @@ CONTROL = re.compile(
 )
 """Statements that begin or end a transaction."""
 
+RETRY_DELAY = 0.02
+"""Seconds, doubled at each attempt, within which a unit of work is begun again."""
+
 SHOWN = 200
 """Characters that are shown of a statement."""
+
+SYNC = ".sync"
+"""The end of a database's name in what threads are told, whose advice has no `await`."""
 
 REFUSED = """\
 {name}: {statement} is not for SQL text: the session would not know how its transaction ended
@@ -87,9 +94,27 @@ def aborted(name: str, failure: Failure | None, what: str = "transaction") -> Tr
         advice = CANCELLED
     else:
         advice = RETRY if is_retryable(code) else SAVEPOINT
-    made = TransactionAborted(name, message + advice.format(name=name), code)
+    message += in_words_of(name, advice)
+    made = TransactionAborted(name.removesuffix(SYNC), message, code)
     made.__cause__ = error
     return made
+
+
+def in_words_of(name: str, advice: str, **values: str) -> str:
+    """Write advice as the code of a database has it: in threads without `await`."""
+    said = advice.format(name=name, **values)
+    return re.sub(r"\b(async|await) ", "", said) if name.endswith(SYNC) else said
+
+
+def delay_of_retry(
+    error: Exception, attempt: int, attempts: int, *, commit_sent: bool
+) -> float | None:
+    """Return the seconds to wait before a transaction is begun again; None if it is not."""
+    unknown = commit_sent and not isinstance(error, TransactionAborted)
+    if unknown or attempt == attempts or not may_succeed_again(error):
+        return None
+    # Both sides of a conflict try again, but not in the same moment.
+    return random.uniform(0, RETRY_DELAY * 2**attempt)  # noqa: S311 -- no secret
 
 
 def note_failure(name: str, context: ExceptionContext) -> TransactionAborted | None:
@@ -117,7 +142,8 @@ def refuse_control(_cursor: object, statement: str, _parameters: object, context
     transaction = context.root_connection.get_transaction()
     # SQLAlchemy itself begins, where there is none yet, and makes its two phases of text.
     if transaction is not None and not isinstance(transaction, TwoPhaseTransaction):
-        raise InvalidRequestError(REFUSED.format(name=name_of(context), statement=found[1].upper()))
+        refused = in_words_of(name_of(context), REFUSED, statement=found[1].upper())
+        raise InvalidRequestError(refused)
 
 
 def refuse_after_failure(
@@ -152,9 +178,8 @@ class CheckedTransaction(SessionTransaction):
     ) -> None:
         """End it. An error of the body is not hidden by one of the ROLLBACK after it."""
         if isinstance(value, GeneratorExit) and self._has_work:
-            logger.warning(
-                LEFT.format(name=self._database, places=" <- ".join(raising_lines(value)))
-            )
+            places = " <- ".join(raising_lines(value))
+            logger.warning(in_words_of(self._database, LEFT, places=places))
         undone = self._undone() if value is None else None
         try:
             super().__exit__(type_, value, traceback)

@@ -1,4 +1,4 @@
-"""Constraints, indexes and generated columns that have one name and two definitions.
+"""Constraints, indexes, columns and options of tables that have one name and two definitions.
 
 Alembic compares most of them by name alone. A server writes a definition in its own words, so the
 model's text says little; here the server writes both: it makes the model's table once more, as
@@ -17,12 +17,13 @@ from sqlalchemy import (
     Connection,
     Constraint,
     Index,
+    MetaData,
     PrimaryKeyConstraint,
     Table,
     text,
 )
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.schema import CreateIndex, CreateSequence, CreateTable, DropSequence
 from sqlalchemy.sql.elements import conv
 
 from ...engines.sqlstates import sqlstate
@@ -43,6 +44,13 @@ POSTGRESQL = text("""
     SELECT attname, 'column', pg_get_expr(adbin, adrelid)
     FROM pg_attribute JOIN pg_attrdef ON (adrelid, adnum) = (attrelid, attnum)
     WHERE attrelid = to_regclass(:table) AND attgenerated <> ''
+    UNION ALL
+    SELECT 'collation ' || attname, 'collation', collname
+    FROM pg_attribute JOIN pg_collation ON pg_collation.oid = attcollation
+    WHERE attrelid = to_regclass(:table) AND attnum > 0
+    UNION ALL
+    SELECT 'option ' || split_part(each, '=', 1), 'option', split_part(each, '=', 2)
+    FROM pg_class, unnest(reloptions) each WHERE pg_class.oid = to_regclass(:table)
 """)
 MYSQL = re.compile(
     r"^  (?:CONSTRAINT `(?P<check>[^`]+)` CHECK .*?|(?P<primary>PRIMARY) KEY .*?"
@@ -50,10 +58,21 @@ MYSQL = re.compile(
     re.MULTILINE,
 )
 """Lines of SHOW CREATE TABLE."""
+MYSQL_COLUMN = re.compile(r"^  `([^`]+)` (?:.*? COLLATE (\w+))?", re.MULTILINE)
+MYSQL_OPTION = re.compile(r"\b(?:DEFAULT )?(?!AUTO_INCREMENT|COMMENT)([A-Z_]+)=(\w+)")
+MYSQL_NOT_TEMPORARY = re.compile(r"\b(?:ROW_FORMAT|KEY_BLOCK_SIZE)=\w+")
+"""Options that temporary tables cannot have."""
 SQLITE = text(
-    "SELECT name, 'index', sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
-    " AND tbl_name = :table"
+    "SELECT name, type, sql FROM sqlite_master WHERE type IN ('index', 'table')"
+    " AND sql IS NOT NULL AND tbl_name = :table"
 )
+SQLITE_COLUMN = re.compile(
+    r"(?:^|[,(])\s*[\"`\[]?(\w+)[\"`\]]?\s+\w+(?:\([^)]*\))?(?:[^,]*?\sCOLLATE\s+[\"'`]?(\w+))?",
+    re.IGNORECASE,
+)
+SQLITE_OPTION = re.compile(r"(?i)\b(STRICT|WITHOUT ROWID)\b(?=[^)]*$)")
+SAID = {"collation": "the collation of {table}.{part}", "option": "{part} of {table}"}
+"""What is only said of kinds that are not written."""
 FORBIDDEN = {"25006", "42000", "42501"}
 """SQLSTATEs of a right that is missing, such as that to make temporary tables."""
 
@@ -79,10 +98,33 @@ def read_definitions(connection: Connection, table: str) -> dict[str, Definition
     if connection.dialect.name == "mysql":
         sql: str = connection.exec_driver_sql(f"SHOW CREATE TABLE {table}").one()[1]
         lines = ((str(each.lastgroup), each) for each in MYSQL.finditer(sql))
-        return {line[kind]: Definition(kind, line[0].strip()) for kind, line in lines}
-    statement = POSTGRESQL if connection.dialect.name == "postgresql" else SQLITE
-    rows = connection.execute(statement, {"table": table})
-    return {name: Definition(kind, sql) for name, kind, sql in rows}
+        options = MYSQL_OPTION.findall(sql.rpartition("\n)")[2])
+        return details(MYSQL_COLUMN.findall(sql), options) | {
+            line[kind]: Definition(kind, line[0].strip()) for kind, line in lines
+        }
+    if connection.dialect.name == "postgresql":
+        rows = connection.execute(POSTGRESQL, {"table": table})
+        return {name: Definition(kind, sql) for name, kind, sql in rows}
+    found: dict[str, Definition] = {}
+    for name, kind, sql in connection.execute(SQLITE, {"table": table}):
+        found |= details_of_sqlite(sql) if kind == "table" else {name: Definition(kind, sql)}
+    return found
+
+
+def details(
+    columns: list[tuple[str, str]], options: list[tuple[str, str]]
+) -> dict[str, Definition]:
+    """Return collations of columns, and options of a table, by what they are."""
+    return {
+        f"collation {name}": Definition("collation", value or "the default")
+        for name, value in columns
+    } | {f"option {name}": Definition("option", value) for name, value in options}
+
+
+def details_of_sqlite(sql: str) -> dict[str, Definition]:
+    """Read these of a CREATE TABLE."""
+    options = [(each.upper(), "set") for each in SQLITE_OPTION.findall(sql)]
+    return details(SQLITE_COLUMN.findall(sql), options)
 
 
 def read_definitions_of_model(connection: Connection, table: Table) -> dict[str, Definition]:
@@ -90,10 +132,14 @@ def read_definitions_of_model(connection: Connection, table: Table) -> dict[str,
     preparer = connection.dialect.identifier_preparer
     full, name = preparer.format_table(table), preparer.format_table(table, use_schema=False)
     create = str(CreateTable(table, include_foreign_key_constraints=[]).compile(connection))
-    create = create.replace(f"TABLE {full} ", f"TEMPORARY TABLE {name} ", 1)
+    create = f"CREATE TEMPORARY TABLE {name} {create.partition(f'TABLE {full} ')[2]}"
     indexes = [sql_of(each, connection).replace(" CONCURRENTLY", "", 1) for each in table.indexes]
+    wanted: list[tuple[str, str]] = []
     if connection.dialect.name == "mysql":  # CREATE INDEX would commit.
         body, end, options = create.rpartition("\n)")
+        wanted = MYSQL_OPTION.findall(options)
+        for each in MYSQL_NOT_TEMPORARY.findall(options):
+            options = options.replace(each, "")
         inside = [each.removeprefix("CREATE ").replace(f" ON {full} ", " ", 1) for each in indexes]
         statements = [",\n".join([body, *inside]) + end + options]
     else:
@@ -102,13 +148,20 @@ def read_definitions_of_model(connection: Connection, table: Table) -> dict[str,
     try:
         for each in statements:
             connection.exec_driver_sql(each)
-        return read_definitions(connection, name)
+        found = read_definitions(connection, name)
+        return {
+            name: each
+            for name, each in found.items()
+            if each.kind != "option" or connection.dialect.name != "mysql"
+        } | details([], wanted)
     finally:
         if connection.dialect.name == "mysql":  # Elsewhere it goes with the transaction.
             connection.exec_driver_sql(f"DROP TEMPORARY TABLE IF EXISTS {name}")
 
 
-def read_both(context: AutogenContext, table: Table) -> list[dict[str, Definition]]:
+def read_both(
+    context: AutogenContext, table: Table, unseen_yet: set[str]
+) -> list[dict[str, Definition]]:
     """Read the definitions of a table and of its model, by name."""
     connection = context.connection
     assert connection is not None  # noqa: S101 -- Alembic compares with a database
@@ -123,7 +176,7 @@ def read_both(context: AutogenContext, table: Table) -> list[dict[str, Definitio
             key = context.inspector.get_pk_constraint(table.name)["constrained_columns"]
             if set(key) != {each.name for each in table.primary_key}:
                 context.opts["by_hand"].add(f"the primary key of {table.name} is {', '.join(key)}")
-        wanted = {
+        wanted = details_of_sqlite(str(CreateTable(table).compile(connection))) | {
             name: Definition(
                 "index" if isinstance(part, Index) else "check", sql_of(part, connection)
             )
@@ -138,9 +191,12 @@ def read_both(context: AutogenContext, table: Table) -> list[dict[str, Definitio
         there = read_definitions(connection, name)
         return [there, read_definitions_of_model(connection, table)]
     except DBAPIError as error:
+        said = f"definitions of {table.name} are not seen: {error.orig}"
         if sqlstate(error) in FORBIDDEN:
-            context.opts["by_hand"].add(f"definitions of {table.name} are not seen: {error.orig}")
-        return [{}, {}]  # Or the model needs what is not there yet: next time.
+            context.opts["by_hand"].add(said)
+        else:  # Perhaps the model needs what is not there yet: next time.
+            unseen_yet.add(said)
+        return [{}, {}]
     finally:
         if attempt:
             attempt.rollback()
@@ -166,8 +222,10 @@ def compare_definitions(
     context: AutogenContext, upgrade_ops: ops.UpgradeOps, _schemas: set[str | None]
 ) -> PriorityDispatchResult:
     """Find what has another definition than its model, and leave out what only looks so."""
+    unseen_yet: set[str] = set()
     for table in context.sorted_tables:
-        there, wanted = read_both(context, table)
+        there, wanted = read_both(context, table, unseen_yet)
+        context.opts["by_hand"].update(left_to_you(table, there, wanted))
         same = {name for name in there.keys() & wanted if there[name].core == wanted[name].core}
         seen = same | leave_out(upgrade_ops, table, same)
         changed = (there.keys() & wanted) | unseen(context, table, there, wanted)
@@ -175,7 +233,48 @@ def compare_definitions(
             before, after = change(context, table, name, there.get(name), wanted.get(name))
             upgrade_ops.ops[:0] = before
             upgrade_ops.ops += after
+    upgrade_ops.ops[:0] = sequences(context)
+    if upgrade_ops.is_empty():
+        context.opts["by_hand"].update(unseen_yet)
     return PriorityDispatchResult.CONTINUE
+
+
+def sequences(context: AutogenContext) -> list[SqlOp]:
+    """Make the sequences that models name and that are not there yet: Alembic makes none."""
+    connection, metadata = context.connection, context.metadata
+    assert connection is not None  # noqa: S101 -- Alembic compares with a database
+    assert isinstance(metadata, MetaData)  # noqa: S101 -- a database has one
+    if not connection.dialect.supports_sequences:
+        return []
+    return [
+        SqlOp(
+            f"add sequence {each.name}",
+            [str(CreateSequence(each).compile(connection))],
+            [str(DropSequence(each).compile(connection))],
+            f"remove sequence {each.name}",
+        )
+        for each in vars(metadata)["_sequences"].values()
+        if not context.inspector.has_sequence(each.name, each.schema)
+    ]
+
+
+def left_to_you(
+    table: Table, there: dict[str, Definition], wanted: dict[str, Definition]
+) -> set[str]:
+    """Say what differs and is not written; remove it from both.
+
+    An option that the model does not have is left to whoever has set it on the server.
+    """
+    found: set[str] = set()
+    for name, new in wanted.items() if there else ():
+        old = there.get(name, Definition(new.kind, "not set") if new.kind == "option" else new)
+        if new.kind in SAID and old.sql.lower() != new.sql.lower():
+            what = SAID[new.kind].format(table=table.name, part=name.partition(" ")[2])
+            found.add(f"{what} is {old.sql}, and is to be {new.sql}")
+    for each in (there, wanted):
+        for name in [name for name in each if each[name].kind in SAID]:
+            del each[name]
+    return found
 
 
 def leave_out(upgrade_ops: ops.UpgradeOps, table: Table, same: set[str]) -> set[str]:

@@ -11,7 +11,7 @@ from alembic.util import CommandError
 from sqlalchemy.exc import StatementError
 
 from ...database.database import Database
-from ...engines.failures import failure_of
+from ...engines.failures import driver_error, failure_of
 from ...engines.sqlstates import sqlstate
 from ...errors import DatabaseError
 
@@ -41,8 +41,16 @@ ADVICE = {
     " {prefix}LOCK_TIMEOUT",
     "55P04": "a new label of an enum is used in the migration that adds it: use it in the next one",
     "58P01": "the server does not have the extension: install it there",
-    "0A000": "the server cannot do that",
+    "0A000": "the server cannot do that; where a view, a policy or a generated column uses a"
+    " column, drop that first, and make it again after",
 }
+
+KEY = (
+    "a foreign key holds the type of its columns: drop it first (op.drop_constraint), give both"
+    " sides the same type, and make it again after (op.create_foreign_key)"
+)
+ADVICE_OF_MYSQL: dict[object, str] = dict.fromkeys((1005, 1832, 1833, 3780), KEY)
+"""By the server's number, for what has no SQLSTATE of its own."""
 
 NO_EXTENSION = re.compile(r'extension "(.+)" is not available')
 
@@ -96,11 +104,16 @@ def explain(database: Database, error: Exception, line: str, function: str) -> s
         text.append(textwrap.indent(textwrap.shorten(statement, SHOWN), "  "))
     if found := NO_EXTENSION.search(reason):
         text.append(textwrap.indent(explain_extension(found[1], database.env_prefix), "  "))
-    elif advice := ADVICE.get(sqlstate(error) or ""):
+    elif advice := ADVICE.get(sqlstate(error) or "") or ADVICE_OF_MYSQL.get(number_of(error)):
         text.append(f"  {advice.format(prefix=database.env_prefix)}")
     if function in {"upgrade", "downgrade"}:
         text.append(f"  {HALF_WAY if database.dialect == 'mysql' else WHOLE}")
     return "\n".join(text)
+
+
+def number_of(error: Exception) -> object:
+    """Return the number that a server of MySQL gave an error."""
+    return next(iter(driver_error(error).args), None)
 
 
 def explain_extension(name: str, prefix: str) -> str:

@@ -39,6 +39,15 @@ TYPE = text("""
     WHERE attrelid = to_regclass(:table) AND attname = :column AND NOT attisdropped
 """)
 
+SEQUENCES = text("""
+    SELECT nspname, relname, attname, seqrelid::regclass::text, format_type(seqtypid, NULL)
+    FROM pg_sequence JOIN pg_depend ON objid = seqrelid AND deptype = 'a'
+    JOIN pg_attribute ON (attrelid, attnum) = (refobjid, refobjsubid)
+    JOIN pg_class ON pg_class.oid = attrelid JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE seqtypid <> 'bigint'::regtype
+""")
+"""Those of serial columns; an identity's has the type of its column."""
+
 EXTENSIONS = {
     "CITEXT": "citext",
     "HSTORE": "hstore",
@@ -147,6 +156,7 @@ def compare_types(
         elif there[name] != labels:
             before.append(change(connection, name, there[name], labels))
     before += retyped(context, connection)
+    before += widened(context, connection)
     upgrade_ops.ops[:0] = before
     upgrade_ops.ops += [
         create(name, there[name]).reverse()
@@ -172,6 +182,21 @@ def retyped(context: AutogenContext, connection: Connection) -> Iterator[SqlOp]:
                     [f"{alter} {wanted}"],
                     [f"{alter} {there}"],
                 )
+
+
+def widened(context: AutogenContext, connection: Connection) -> Iterator[SqlOp]:
+    """Have the sequence of a column that is a BIGINT not end at 2,147,483,647."""
+    sequences = {tuple(row[:3]): row[3:] for row in connection.execute(SEQUENCES)}
+    for table in context.sorted_tables if sequences else ():
+        schema = table.schema or connection.dialect.default_schema_name
+        for column in table.c:
+            found = sequences.get((schema, table.name, column.name))
+            (type_,) = parts(column.type)
+            if found and connection.dialect.type_compiler_instance.process(type_) == "BIGINT":
+                name, before = found
+                said = f"modify type of sequence {name}"
+                up, down = ([f"ALTER SEQUENCE {name} AS {each}"] for each in ("bigint", before))
+                yield SqlOp(said, up, down, said)
 
 
 def extensions(connection: Connection, types: set[str]) -> Iterator[SqlOp]:

@@ -14,6 +14,8 @@ from . import postgresql
 
 Ask = Callable[[str], bool]
 DROPS = (ops.DropIndexOp, ops.DropConstraintOp)
+SIMILAR = 0.75
+"""How alike names of columns are, from 0 to 1, that are asked about whatever their types."""
 
 
 class RenameColumn(ops.AlterColumnOp):
@@ -69,15 +71,14 @@ def rename(upgrade_ops: ops.UpgradeOps, context: MigrationContext, ask: Ask) -> 
     left: list[str] = []
 
     def is_same(old: ops.DropColumnOp, new: ops.AddColumnOp) -> bool:
-        return is_alike(context, old.to_column(), new.to_column())
+        likeness = SequenceMatcher(None, name_of(old), name_of(new)).ratio()
+        return likeness >= SIMILAR or is_alike(context, old.to_column(), new.to_column())
 
     def is_same_table(old: ops.DropTableOp, new: ops.CreateTableOp) -> bool:
         if old.schema != new.schema and context.dialect.name != "postgresql":
             return False
         before, after = old.to_table().columns, new.to_table().columns
-        return before.keys() == after.keys() and all(
-            is_alike(context, each, after[each.name]) for each in before
-        )
+        return 2 * len({*before.keys()} & {*after.keys()}) >= max(len(before), len(after))
 
     for old, new in pairs(
         of_kind(upgrade_ops, ops.DropTableOp),
@@ -87,7 +88,7 @@ def rename(upgrade_ops: ops.UpgradeOps, context: MigrationContext, ask: Ask) -> 
     ):
         names = [str(postgresql.Name(each.schema, each.table_name)) for each in (old, new)]
         if ask(f"Is table {names[1]} the table {names[0]}, renamed?"):
-            rename_table(upgrade_ops, old, new, str(context.dialect.default_schema_name))
+            rename_table(upgrade_ops, old, new, context)
         else:
             left.append(f"table {names[0]} goes, and table {names[1]} comes")
     for table in of_kind(upgrade_ops, ops.ModifyTableOps):
@@ -96,7 +97,7 @@ def rename(upgrade_ops: ops.UpgradeOps, context: MigrationContext, ask: Ask) -> 
         ):
             names = f"{table.table_name}.{name_of(old)}", f"{table.table_name}.{name_of(new)}"
             if ask(f"Is {names[1]} the column {names[0]}, renamed?"):
-                rename_column(upgrade_ops, table, old, new)
+                rename_column(upgrade_ops, table, old, new, context)
             else:
                 left.append(f"{names[0]} goes, and {names[1]} comes")
     return left + rename_labels(upgrade_ops, ask)
@@ -146,9 +147,13 @@ def name_of(op: ops.AddColumnOp | ops.DropColumnOp) -> str:
 
 
 def rename_table(
-    upgrade_ops: ops.UpgradeOps, old: ops.DropTableOp, new: ops.CreateTableOp, default: str
+    upgrade_ops: ops.UpgradeOps,
+    old: ops.DropTableOp,
+    new: ops.CreateTableOp,
+    context: MigrationContext,
 ) -> None:
     """Rename a table in place of dropping it; indexes and constraints go before, and come after."""
+    default = str(context.dialect.default_schema_name)
     before: list[ops.MigrateOperation] = []
     for table in of_kind(upgrade_ops, ops.ModifyTableOps):
         dropped = [each for each in table.ops if isinstance(each, DROPS)]
@@ -160,10 +165,55 @@ def rename_table(
     if old.schema != new.schema:
         schemas = [each.schema or default for each in (old, new)]
         renamed.append(postgresql.move(new.table_name, *schemas))
+    if changes := column_changes(old, new, context):
+        renamed.append(ops.ModifyTableOps(new.table_name, changes, schema=new.schema))
     # Where the table would be made: after its schema.
     place = upgrade_ops.ops.index(new)
     first, rest = upgrade_ops.ops[:place], upgrade_ops.ops[place + 1 :]
     upgrade_ops.ops[:] = [each for each in (*before, *first, *renamed, *rest) if each is not old]
+
+
+def column_changes(
+    old: ops.DropTableOp, new: ops.CreateTableOp, context: MigrationContext
+) -> list[ops.MigrateOperation]:
+    """List what a renamed table's columns need to be as those of the new one."""
+    before, after = old.to_table().columns, new.to_table().columns
+    table, schema = new.table_name, new.schema
+    found: list[ops.MigrateOperation] = []
+    for each in before:
+        if each.name not in after:
+            found.append(ops.DropColumnOp.from_column_and_tablename(schema, table, each))
+        elif change := column_change(table, schema, each, after[each.name], context):
+            found.append(change)
+    found += [
+        ops.AddColumnOp.from_column_and_tablename(schema, table, each)
+        for each in after
+        if each.name not in before
+    ]
+    return found
+
+
+def column_change(
+    table: str,
+    schema: str | None,
+    before: Column[Any],
+    after: Column[Any],
+    context: MigrationContext,
+) -> ops.AlterColumnOp | None:
+    """Change the type and NULL of a column, which has its new name, if they differ."""
+    op = ops.AlterColumnOp(
+        table,
+        after.name,
+        schema=schema,
+        existing_type=before.type,
+        existing_nullable=before.nullable,
+        existing_server_default=before.server_default or False,
+    )
+    if not is_alike(context, before, after):
+        op.modify_type = after.type
+    if before.nullable != after.nullable:
+        op.modify_nullable = after.nullable
+    return op if op.has_changes() else None
 
 
 def rename_column(
@@ -171,6 +221,7 @@ def rename_column(
     table: ops.ModifyTableOps,
     old: ops.DropColumnOp,
     new: ops.AddColumnOp,
+    context: MigrationContext,
 ) -> None:
     """Rename a column in place of dropping it."""
     before, after = old.to_column(), new.to_column()
@@ -186,15 +237,7 @@ def rename_column(
     # Apart from other changes, so that SQLite copies no table; after indexes of the old name went.
     first = [each for each in table.ops if isinstance(each, DROPS)]
     rest = [each for each in table.ops if each not in {old, new, *first}]
-    if before.nullable != after.nullable:
-        change = ops.AlterColumnOp(
-            table.table_name,
-            after.name,
-            schema=table.schema,
-            existing_type=after.type,
-            existing_nullable=before.nullable,
-            modify_nullable=after.nullable,
-        )
+    if change := column_change(table.table_name, table.schema, before, after, context):
         rest.insert(0, change)
     table.ops[:] = rest
     place = upgrade_ops.ops.index(table)

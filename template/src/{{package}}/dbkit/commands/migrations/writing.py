@@ -42,6 +42,9 @@ from .statements import Remark
 EXAMPLE = 'op.execute(sa.text("SELECT 1"))  # In place of this, what is to be done.'
 
 
+MOMENT = re.compile(r"TIMESTAMP(\(\d\))? WITH")
+
+
 @dataclass(frozen=True, slots=True)
 class Differences:
     """What tells a database from its models."""
@@ -198,6 +201,8 @@ def revised(
         break_cycles(upgrade)
     if dialect.name == "postgresql":
         set_defaults_again(upgrade, database.base.metadata)
+    if dialect.name == "mysql":
+        drop_indexes_of_keys(upgrade, connection)
     upgrade.reverse_into(downgrade)
     for each in (upgrade, downgrade):
         arrange(each, connection, database.base.metadata)
@@ -338,8 +343,12 @@ def with_cast(op: ops.MigrateOperation, dialect: Dialect) -> Iterator[ops.Migrat
         yield op
         return
     via = "::text" if is_native(op.modify_type) or is_native(op.existing_type) else ""
-    type_ = dialect.type_compiler_instance.process(op.modify_type)
-    op.kw["postgresql_using"] = f"{quoted(op.column_name)}{via}::{type_}"
+    process = dialect.type_compiler_instance.process
+    type_, old = process(op.modify_type), process(op.existing_type) if op.existing_type else ""
+    cast = f"{via}::{type_}"
+    if MOMENT.match(type_) and MOMENT.match(old) and ("WITHOUT" in type_) != ("WITHOUT" in old):
+        cast = " AT TIME ZONE 'UTC'"  # Else the time zone of whoever migrates would decide.
+    op.kw["postgresql_using"] = f"{quoted(op.column_name)}{cast}"
     default, before = op.modify_server_default, op.existing_server_default
     if default is False or not isinstance(before, DefaultClause):
         yield op
@@ -365,6 +374,8 @@ def with_cast(op: ops.MigrateOperation, dialect: Dialect) -> Iterator[ops.Migrat
 @renderers.dispatch_for(ops.AlterColumnOp, replace=True)
 def render_alter_column(context: AutogenContext, op: ops.AlterColumnOp) -> str:
     """Write as Alembic does, with the cast that it leaves out."""
+    if context.dialect.name != "mysql":  # Alembic warns of what it has written itself.
+        op.kw.pop("autoincrement", None)
     code: str = vars(render)["_alter_column"](context, op)
     using = op.kw.get("postgresql_using")
     return f"{code[:-1]}, postgresql_using={using!r})" if using else code
@@ -388,13 +399,13 @@ def render_concurrently(context: AutogenContext, op: Concurrently) -> list[str]:
 
 
 def names_of_foreign_keys(
-    connection: Connection, table: ops.ModifyTableOps
+    connection: Connection, table: str, schema: str | None
 ) -> dict[tuple[str, ...], str]:
     """Return the names of a table's foreign keys, by their columns."""
     inspector = inspect(connection)
-    if not inspector.has_table(table.table_name, table.schema):
+    if not inspector.has_table(table, schema):
         return {}
-    keys: list[Any] = inspector.get_foreign_keys(table.table_name, table.schema)
+    keys: list[Any] = inspector.get_foreign_keys(table, schema)
     return {tuple(each["constrained_columns"]): each["name"] for each in keys}
 
 
@@ -403,8 +414,21 @@ def arrange(container: ops.OpContainer, connection: Connection, metadata: MetaDa
     dialect = connection.dialect
     created = {each.table_name for each in of_kind(container, ops.CreateTableOp)}
     dropped = {each.table_name for each in of_kind(container, ops.DropTableOp)}
-    made: list[Concurrently] = []
-    unmade: list[Concurrently] = []
+    made: list[ops.MigrateOperation] = []
+    unmade: list[ops.MigrateOperation] = []
+    gone: set[Any] = set()
+    if dialect.name == "mysql":
+        gone = {
+            each.constraint_name
+            for table in of_kind(container, ops.ModifyTableOps)
+            for each in table.ops
+            if isinstance(each, ops.DropConstraintOp) and is_foreign_key(each)
+        }
+        for each in keys_in_the_way(container, connection, metadata):
+            if each.constraint_name not in gone:
+                gone.add(each.constraint_name)
+                unmade.append(within_table(each.reverse(), each))
+                made.append(within_table(each, each))
 
     def keeps(op: Any) -> bool:
         if isinstance(op, ops.DropIndexOp) and op.table_name in dropped:
@@ -422,9 +446,9 @@ def arrange(container: ops.OpContainer, connection: Connection, metadata: MetaDa
         table.ops[:] = [each for each in table.ops if keeps(each)]
         if dialect.name == "mysql":  # It drops no index that a foreign key needs.
             table.ops.sort(key=is_foreign_key, reverse=True)
-            names = names_of_foreign_keys(connection, table)
+            names = names_of_foreign_keys(connection, table.table_name, table.schema)
             table.ops[:] = [
-                new for each in table.ops for new in with_index(each, table, metadata, names)
+                new for each in table.ops for new in with_index(each, table, metadata, names, gone)
             ]
     rest = [
         each
@@ -436,24 +460,79 @@ def arrange(container: ops.OpContainer, connection: Connection, metadata: MetaDa
     container.ops[:] = [*enums, *unmade, *(each for each in rest if each not in enums), *made]
 
 
+def keys_in_the_way(
+    container: ops.OpContainer, connection: Connection, metadata: MetaData
+) -> list[ops.CreateForeignKeyOp]:
+    """Find foreign keys that keep MySQL from changing a type: that of a column on either side."""
+    changed = {
+        (table.schema, table.table_name, op.column_name)
+        for table in of_kind(container, ops.ModifyTableOps)
+        for op in of_kind(table, ops.AlterColumnOp)
+        if op.modify_type is not None
+    }
+    found: list[ops.CreateForeignKeyOp] = []
+    for model in metadata.tables.values() if changed else ():
+        names = names_of_foreign_keys(connection, model.name, model.schema)
+        for key in model.foreign_key_constraints:
+            columns = [*key.columns, *(each.column for each in key.elements)]
+            create = ops.CreateForeignKeyOp.from_constraint(key)
+            create.constraint_name = names.get(tuple(each.name for each in key.columns))
+            if create.constraint_name and any(
+                (each.table.schema, each.table.name, each.name) in changed for each in columns
+            ):
+                found.append(create)
+    return found
+
+
+def drop_indexes_of_keys(upgrade: ops.UpgradeOps, connection: Connection) -> None:
+    """Drop the index that MySQL made with a foreign key, which would stay without it."""
+    made = {
+        op.constraint_name
+        for table in of_kind(upgrade, ops.ModifyTableOps)
+        for op in of_kind(table, ops.CreateForeignKeyOp)
+    }
+    for table in of_kind(upgrade, ops.ModifyTableOps):
+        gone = {
+            op.constraint_name
+            for op in of_kind(table, ops.DropConstraintOp)
+            if is_foreign_key(op) and op.constraint_name not in made
+        }
+        going = {op.index_name for op in of_kind(table, ops.DropIndexOp)}
+        indexes = inspect(connection).get_indexes(table.table_name, table.schema) if gone else ()
+        keys = [op for op in table.ops if is_foreign_key(op)]
+        rest = [op for op in table.ops if op not in keys]
+        dropped = [
+            ops.CreateIndexOp(
+                each["name"],
+                table.table_name,
+                [str(name) for name in each["column_names"]],
+                schema=table.schema,
+            ).reverse()
+            for each in indexes
+            if each["name"] in gone - going
+        ]
+        table.ops[:] = [*keys, *dropped, *rest]
+
+
 def with_index(
     op: ops.MigrateOperation,
     table: ops.ModifyTableOps,
     metadata: MetaData,
     names: dict[tuple[str, ...], str],
+    gone: set[Any],
 ) -> Iterator[ops.MigrateOperation]:
     """Take the foreign key off while its index goes: made again, it has one of the server's own.
 
-    `names` are those that foreign keys have, by their columns.
+    `names` are those that foreign keys have, by their columns; `gone`, those that are off already.
     """
     model = metadata.tables.get(".".join(filter(None, (table.schema, table.table_name))))
-    gone = {
-        each.constraint_name
-        for each in of_kind(table, ops.DropConstraintOp)
-        if is_foreign_key(each)
-    }
-    if isinstance(op, ops.DropIndexOp) and model is not None:
-        columns = tuple(each.name for each in op.to_index().columns)
+    part: Any = None
+    if isinstance(op, ops.DropIndexOp):
+        part = op.to_index()
+    elif isinstance(op, ops.DropConstraintOp) and op.constraint_type == "unique":
+        part = op.to_constraint()
+    if part is not None and model is not None:
+        columns = tuple(each.name for each in part.columns)
         for key in model.foreign_key_constraints:
             own = tuple(each.name for each in key.columns)
             create = ops.CreateForeignKeyOp.from_constraint(key)
@@ -472,6 +551,11 @@ def drop_tables_last(upgrade: ops.UpgradeOps) -> None:
     if changed:
         rest[changed[-1] + 1 : changed[-1] + 1] = dropped
         upgrade.ops[:] = rest
+
+
+def within_table(op: ops.MigrateOperation, key: ops.CreateForeignKeyOp) -> ops.ModifyTableOps:
+    """Put an operation on a foreign key into one on its table."""
+    return ops.ModifyTableOps(key.source_table, [op], schema=key.kw.get("source_schema"))
 
 
 def is_foreign_key(op: object) -> bool:
