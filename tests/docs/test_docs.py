@@ -230,6 +230,8 @@ def test_settings_are_those_of_the_code() -> None:
     shown = settings_table.TABLE.findall(settings_table.PAGE.read_text(encoding="utf-8"))
 
     assert shown[0] == settings_table.table(), "run `python tools/settings_table.py`"
+    example = settings_table.EXAMPLE.read_text(encoding="utf-8")
+    assert example == settings_table.env_example(example), "run `python tools/settings_table.py`"
 
 
 def test_calculator_has_the_formulas_of_the_kit() -> None:

@@ -18,6 +18,7 @@ from dbkit.settings.service import ServiceSettings
 from packaging.specifiers import SpecifierSet
 from rendering import ROOT, Renderer, Service
 from running import run
+from settings_table import GROUPS
 from variants import PYTHON_VERSIONS, VARIANTS, Variant, python_of
 
 BIN = Path(sys.executable).parent
@@ -299,6 +300,8 @@ def test_env_example_lists_every_variable_with_its_default(service: Service) -> 
     }
     expected = ""
     for name, field in settings.items():
+        if name in GROUPS:
+            expected += f"\n# {first['name']}, {GROUPS[name]}\n"
         default = first.get(name, field.default)
         shown = "" if default in ("", None, {}) else f"{default:g}"
         if isinstance(default, bool):

@@ -90,6 +90,8 @@ class DatabaseSettings(BaseModel):
     """The password, where the URL holds none."""
     password_file: str = ""
     """A file that holds the password; read at each connect, so that it may change."""
+    pgbouncer: bool = False
+    """Whether the URL leads to PgBouncer, or its like, in transaction mode."""
     required: bool = True
     """Whether the service is unready while this database is down."""
     required_at_start: bool = False
@@ -106,6 +108,10 @@ class DatabaseSettings(BaseModel):
     """Additional connections that synchronous code of each process may open."""
     echo: bool = False
     """Log every statement with its parameters; for development."""
+    statement_timeout: float = Field(default=30, ge=0, le=86400)
+    """Seconds after which the server cancels a statement; 0 is never."""
+    lock_timeout: float = Field(default=5, ge=0, le=86400)
+    """Seconds after which the server gives up waiting for a lock; 0 is never."""
     min_ready: int = Field(default=1, ge=0, le=1000)
     """Connections opened at start, and kept open."""
     idle_timeout: float = Field(default=60, ge=1, le=86400)
@@ -130,18 +136,12 @@ class DatabaseSettings(BaseModel):
     """Seconds after which a connection in use is logged with its route and line; 0 is never."""
     connect_timeout: float = Field(default=5, ge=0.1, le=300)
     """Seconds to wait for the server to accept a connection."""
-    statement_timeout: float = Field(default=30, ge=0, le=86400)
-    """Seconds after which the server cancels a statement; 0 is never."""
-    lock_timeout: float = Field(default=5, ge=0, le=86400)
-    """Seconds after which the server gives up waiting for a lock; 0 is never."""
     idle_in_transaction_timeout: float = Field(default=60, ge=0, le=86400)
     """Seconds after which the server ends a transaction that does nothing; 0 is never."""
     client_check_interval: float = Field(default=1, ge=0, le=3600)
     """Seconds after which the server, in a statement, sees that the service is gone; 0 is never."""
     server_settings: Mapping[str, str] = {}
     """Other settings of the server for each connection, as `-c search_path=app,public`."""
-    pgbouncer: bool = False
-    """Whether the URL leads to PgBouncer, or its like, in transaction mode."""
     fallback: bool = True
     """Whether the primary is read in place of a replica that is down or behind."""
     max_lag: float = Field(default=10, ge=0, le=1800)
