@@ -258,7 +258,7 @@ async def test_no_commit_begins_once_the_client_has_left() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await inner
 
-    scope: Scope = {"type": "http", "headers": [], "method": "GET", "path": "/"}
+    scope: Scope = {"type": "http", "headers": [], "method": "GET", "path": "/", "app": FastAPI()}
     served = RequestMiddleware(app)(scope, left, send)
     request = asyncio.create_task(served)
     await request

@@ -19,7 +19,13 @@ from fastapi import APIRouter, FastAPI, Request
 from httpx import ASGITransport, AsyncClient, Response
 from pydantic import BaseModel
 from sqlalchemy import URL, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount
 
 SCHEMA = """
 CREATE TABLE parents (
@@ -529,11 +535,67 @@ async def test_a_405_names_every_method_of_its_path() -> None:
     app = FastAPI()
     install(app, Databases())
     router = APIRouter(prefix="/items")
-    router.add_api_route("/{item_id}", lambda item_id: item_id, methods=["GET"])
-    router.add_api_route("/{item_id}", lambda item_id: item_id, methods=["DELETE"])
+
+    @router.get("/{item_id}")
+    @router.delete("/{item_id}")
+    async def use(item_id: int) -> int:  # pyright: ignore[reportUnusedFunction] -- FastAPI calls it
+        return item_id
+
     app.include_router(router)
     async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
         for method in ("OPTIONS", "PUT"):
             response = await client.request(method, "/items/1")
             assert (response.status_code, response.headers["allow"]) == (405, "GET, DELETE")
         assert (await client.post("/pools")).status_code in {404, 405}
+
+
+async def test_mounted_applications_answer_as_the_one_around_them(service: Service) -> None:
+    """Each has error handlers of its own, so that ours around them would come too late."""
+    session = session_from(service.primary)
+
+    async def conflict(session: Annotated[AsyncSession, session]) -> None:
+        await session.execute(text("INSERT INTO parents VALUES (1, 'one', 1)"))
+
+    async def page(_: Request) -> PlainTextResponse:
+        async with service.primary.session() as session:
+            await session.execute(text("INSERT INTO parents VALUES (1, 'one', 1)"))
+        return PlainTextResponse("made")
+
+    fast, twice, own, inner = FastAPI(), FastAPI(), FastAPI(), Starlette()
+    install(twice, service.databases)
+    for app in (fast, twice, own):
+        app.post("/parents")(conflict)
+        app.post("/works")(take)
+    own.add_exception_handler(DBAPIError, teapot)
+    inner.add_route("/parents", page, methods=["POST"])
+    fast.mount("/inner", inner)
+    gzip = [Middleware(GZipMiddleware)]
+    for path, app in {"/fast": fast, "/twice": twice, "/own": own}.items():
+        service.app.router.routes.append(Mount(path, app, middleware=gzip))
+
+    answers = {
+        path: await service.client.post(f"{path}/parents")
+        for path in ("/fast", "/twice", "/fast/inner", "/own")
+    }
+
+    assert {path: answer.status_code for path, answer in answers.items()} == {
+        "/fast": 409,
+        "/twice": 409,
+        "/fast/inner": 409,
+        "/own": 418,
+    }
+    assert all(len(each.headers.get_list("x-request-id")) == 1 for each in answers.values())
+    headers = {"content-type": "application/json"}
+    for path in ("/fast", "/twice", "/own"):
+        body = b'{"sql": NaN}'
+        refused = await service.client.post(f"{path}/works", content=body, headers=headers)
+        assert refused.status_code == 422
+
+
+async def take(_: Work) -> None:
+    """Take a body."""
+
+
+async def teapot(_request: Request, _error: Exception) -> PlainTextResponse:
+    """Answer as no handler of ours."""
+    return PlainTextResponse("", 418)

@@ -14,8 +14,10 @@ from ..context import RequestContext, enter
 from ..errors import DatabaseError
 from .disconnects import Watch
 from .logs import find_id, say, say_failed, take_over
+from .problems import add_to_mounted
 from .tracebacks import add_hint
 
+SERVED = "dbkit.served"
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 
 
@@ -38,9 +40,14 @@ class RequestMiddleware:
             take_over()
             await self.app(scope, receive, explaining(send))
             return
+        if SERVED in scope:  # This application is mounted in another that has all this.
+            await self.app(scope, receive, send)
+            return
+        scope[SERVED] = True
         if not self._asked:
             self._asked = True
             take_over()
+            add_to_mounted(scope["app"])
         request = RequestContext(scope, find_id(scope))
         enter(request)  # Until its task ends: the server logs our exceptions after us.
         if scope["type"] == "http":

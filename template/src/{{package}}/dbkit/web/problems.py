@@ -8,14 +8,18 @@ from http import HTTPStatus
 from math import ceil
 from typing import Any, cast
 
-from fastapi import FastAPI, Request
-from fastapi.exception_handlers import http_exception_handler
+from fastapi import Request
+from fastapi.exception_handlers import (
+    http_exception_handler,
+    request_validation_exception_handler,
+)
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import Host, Match, Mount
 
 from ..callsites import raising_lines, write
 from ..engines.failures import Failure, can_be_input, failure_of
@@ -260,10 +264,36 @@ def unprocessable(detail: list[dict[str, Any]]) -> JSONResponse:
     return JSONResponse({"detail": detail}, HTTPStatus.UNPROCESSABLE_ENTITY)
 
 
-def add_exception_handlers(app: FastAPI) -> None:
-    """Turn database errors, and invalid requests, into responses."""
-    app.add_exception_handler(DBAPIError, for_http(database_failed))
-    app.add_exception_handler(DatabaseError, for_http(database_unavailable))
-    app.add_exception_handler(ExceptionGroup, for_http(group_failed))
-    app.add_exception_handler(RequestValidationError, invalid_request)
-    app.add_exception_handler(HTTPException, http_exception)
+def add_exception_handlers(app: Starlette) -> None:
+    """Turn database errors, and what FastAPI rejects, into responses; handlers of its own stay."""
+    handlers = app.exception_handlers
+    for kind, handler in OF_DATABASES.items():
+        handlers.setdefault(kind, handler)
+    for kind, default, handler in OF_FASTAPI:
+        if handlers.get(kind) is default:
+            handlers[kind] = handler
+
+
+def add_to_mounted(app: Starlette) -> None:
+    """Do the same for applications mounted in this one: each answers its own errors."""
+    for route in app.routes:
+        inner = route.app if isinstance(route, Mount | Host) else None
+        while inner is not None and not isinstance(inner, Starlette):
+            inner = getattr(inner, "app", None)  # It may be in middleware.
+        if inner is not None:
+            if not hasattr(inner.state, "databases"):
+                inner.state.databases = app.state.databases
+            add_exception_handlers(inner)
+            add_to_mounted(inner)
+
+
+OF_DATABASES: dict[type[Exception], Any] = {
+    DBAPIError: for_http(database_failed),
+    DatabaseError: for_http(database_unavailable),
+    ExceptionGroup: for_http(group_failed),
+}
+OF_FASTAPI: tuple[tuple[type[Exception], Any, Any], ...] = (
+    (RequestValidationError, request_validation_exception_handler, invalid_request),
+    (HTTPException, http_exception_handler, http_exception),
+)
+"""Kinds of errors, FastAPI's handlers, and ours."""
