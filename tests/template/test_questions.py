@@ -433,7 +433,7 @@ def test_names_of_what_python_and_the_service_use_are_taken(check: Check) -> Non
     assert [word for word in free if not word.startswith("_") and word.islower()] == []
 
 
-@pytest.mark.parametrize("name", ["distribution", "dbs", "engines", "package", "recorded"])
+@pytest.mark.parametrize("name", ["distribution", "dbs", "engines", "package", "paths", "recorded"])
 def test_computed_answers_cannot_be_given(questions: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"'{name}': It is .*; leave it out"):
         run_copy(str(questions), tmp_path, {name: "x"}, defaults=True, quiet=True)
