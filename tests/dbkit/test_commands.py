@@ -394,15 +394,48 @@ def test_a_variable_that_is_not_read_is_named_beside_the_server_that_is_started(
     assert "did you mean DATABASE_URL?" in checked.out
 
 
-def test_hosts_that_are_refused_to_probes_are_a_finding(service: Service) -> None:
+OF_ITS_OWN = """
+from fastapi import Depends
+from sqlalchemy.ext.asyncio import create_async_engine
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from .databases.primary import primary
+
+app.add_middleware(TrustedHostMiddleware, allowed_hosts=["orders.example.com"])
+
+def engine():
+    return create_async_engine("sqlite+aiosqlite://")
+
+async def user(db=Depends(primary.request_session)):
+    await db.commit()
+
+async def kept():
+    async with primary.sessions() as session:
+        await session.commit()
+
+@app.get("/late")
+async def late(of=Depends(user)):
+    pass
+"""
+
+
+def test_what_an_application_does_of_its_own_is_a_finding(service: Service) -> None:
+    """What a service that takes the kit has left to do comes first."""
     main = service.path / "src" / "orders" / "main.py"
-    added = "from starlette.middleware.trustedhost import TrustedHostMiddleware\n"
-    added += 'app.add_middleware(TrustedHostMiddleware, allowed_hosts=["orders.example.com"])\n'
-    main.write_text(main.read_text() + added)
+    before = main.read_text()
+    main.write_text(before + OF_ITS_OWN)
 
     done = service.manage("check")
 
-    assert "application: (application.W001) TrustedHostMiddleware answers 400" in done.out
+    lines = (before + OF_ITS_OWN).splitlines()
+    engine = 1 + lines.index('    return create_async_engine("sqlite+aiosqlite://")')
+    commit = 1 + lines.index("    await db.commit()")
+    found = [line for line in done.out.splitlines() if line.startswith("application:")]
+    assert [line.split()[1] for line in found] == [
+        f"(application.W00{number})" for number in (2, 3, 4, 1)
+    ]
+    assert f"in no budget and no check: src/orders/main.py:{engine}\n" in done.out
+    assert f"a session that it was given: src/orders/main.py:{commit}\n" in done.out
+    assert "a commit that fails is a success: /late\n" in done.out
 
 
 @pytest.mark.programs

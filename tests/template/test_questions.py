@@ -110,7 +110,8 @@ def check(questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Check:
 
     def check_answer(name: str, answer: Any, recorded: Any = None) -> list[str]:
         conf: dict[str, Any] = {"data": {}, "dst_path": folder, "overwrite": False}
-        context = {"recorded": recorded or {}, "package": "my_service", "_copier_conf": conf}
+        computed = {"package": "my_service", "source": "src"}
+        context = {"recorded": recorded or {}, "_copier_conf": conf, **computed}
         context |= {name: answer}
         text = validators[name].render(context)
         return text.strip().splitlines()
@@ -433,7 +434,9 @@ def test_names_of_what_python_and_the_service_use_are_taken(check: Check) -> Non
     assert [word for word in free if not word.startswith("_") and word.islower()] == []
 
 
-@pytest.mark.parametrize("name", ["distribution", "dbs", "engines", "package", "paths", "recorded"])
+@pytest.mark.parametrize(
+    "name", ["distribution", "dbs", "engines", "package", "recorded", "source"]
+)
 def test_computed_answers_cannot_be_given(questions: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"'{name}': It is .*; leave it out"):
         run_copy(str(questions), tmp_path, {name: "x"}, defaults=True, quiet=True)
@@ -463,6 +466,11 @@ def test_misspelt_questions_are_named(questions: Path, tmp_path: Path) -> None:
             "'main_engine': 'oracle' is not in ['postgresql', 'mysql', 'sqlite']",
         ),
         ("description", "a\nb", "'description': it holds a line break"),
+        (
+            "adopt",
+            "src",
+            "'adopt': there is no __init__.py in src/test_answers_off_the_menu_are",
+        ),
     ],
 )
 def test_answers_off_the_menu_are_refused(

@@ -189,6 +189,7 @@ def check(
     chosen = service.selected(database)
     module, _, attribute = service.app.partition(":")
     application = getattr(import_module(module), attribute, None)
+    package = import_module(module.partition(".")[0])
 
     async def collect() -> "list[Finding]":
         return [finding async for finding in checks.check(chosen, deploy=deploy)]
@@ -196,8 +197,11 @@ def check(
     # As the variables are without a server of our own.
     variables = checks.check_variables(service.databases)
     variables += checks.check_application(application)
+    # First what a service that takes the kit has left, in the order in which it goes.
+    findings = [each for path in package.__path__ for each in checks.check_sources(Path(path))]
+    findings += checks.check_scopes(application)
     with development_servers(chosen):
-        findings = asyncio.run(collect()) + variables
+        findings += asyncio.run(collect()) + variables
     if deploy:
         findings += checks.check_template(service.root)
     silenced = read_service_settings(environment()).silenced
@@ -433,8 +437,14 @@ def runserver(
             host=host,
             port=port,
             reload=reload,
-            reload_dirs=["src"] if reload else None,
+            reload_dirs=source_folders(service.app) if reload else None,
         )
+
+
+def source_folders(app: str) -> list[str]:
+    """Return the folder to watch: of a service whose package is not in src/, the package's."""
+    package = app.partition(":")[0].partition(".")[0]
+    return [each for each in ("src", package) if Path(each).is_dir()][:1]
 
 
 def tell_pending(database: "Database") -> None:

@@ -25,6 +25,7 @@ from .finding import Finding, Subject
 from .models import check_models, check_on_connect
 from .schema import check_schema
 from .server import check_clock, check_timeouts, check_writable
+from .sources import check_scopes, check_sources
 from .template import check_template
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "Subject",
     "check",
     "check_application",
+    "check_scopes",
+    "check_sources",
     "check_template",
     "check_variables",
 ]
