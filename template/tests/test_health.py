@@ -3,11 +3,11 @@
 from httpx import AsyncClient
 
 
-async def test_alive(client: AsyncClient) -> None:
+async def test_livez(client: AsyncClient) -> None:
     assert (await client.get("/livez")).status_code == 200
 
 
-async def test_ready_when_every_database_answers(client: AsyncClient) -> None:
+async def test_readyz_when_every_database_is_up(client: AsyncClient) -> None:
     response = await client.get("/readyz")
 
     assert response.status_code == 200

@@ -13,7 +13,7 @@ async def test_create_then_read(client: AsyncClient) -> None:
     assert (read.json()["name"], read.json()["quantity"]) == ("lamp", 3)
 
 
-async def test_a_page_begins_where_the_last_one_ended(client: AsyncClient) -> None:
+async def test_pagination(client: AsyncClient) -> None:
     for name in ("lamp", "chair", "table"):
         await client.post("/items", json={"name": name})
 
@@ -25,7 +25,7 @@ async def test_a_page_begins_where_the_last_one_ended(client: AsyncClient) -> No
     assert second["next"] is None
 
 
-async def test_change_one_field(client: AsyncClient) -> None:
+async def test_patch_changes_only_the_given_field(client: AsyncClient) -> None:
     item = (await client.post("/items", json={"name": "lamp", "quantity": 3})).json()
 
     changed = (await client.patch(f"/items/{item['id']}", json={"quantity": 2})).json()
@@ -40,7 +40,7 @@ async def test_delete(client: AsyncClient) -> None:
     assert (await client.get(f"/items/{item['id']}")).status_code == 404
 
 
-async def test_a_taken_name_conflicts(client: AsyncClient) -> None:
+async def test_duplicate_name_is_409(client: AsyncClient) -> None:
     await client.post("/items", json={"name": "lamp"})
 
     response = await client.post("/items", json={"name": "lamp"})
@@ -62,18 +62,18 @@ async def test_a_taken_name_conflicts(client: AsyncClient) -> None:
         {"name": "lamp", "colour": "red"},
     ],
 )
-async def test_bad_items_are_refused(client: AsyncClient, body: dict[str, object]) -> None:
+async def test_invalid_item_is_422(client: AsyncClient, body: dict[str, object]) -> None:
     assert (await client.post("/items", json=body)).status_code == 422
     assert (await client.get("/items")).json()["items"] == []
 
 
-async def test_null_is_refused_in_a_change(client: AsyncClient) -> None:
+async def test_patch_with_null_is_422(client: AsyncClient) -> None:
     item = (await client.post("/items", json={"name": "lamp"})).json()
 
     assert (await client.patch(f"/items/{item['id']}", json={"name": None})).status_code == 422
 
 
-async def test_a_body_that_is_not_utf_8_is_refused(client: AsyncClient) -> None:
+async def test_body_that_is_not_utf_8_is_422(client: AsyncClient) -> None:
     headers = {"Content-Type": "application/json"}
 
     assert (await client.post("/items", content=b"\xff", headers=headers)).status_code == 422

@@ -148,10 +148,13 @@ def count(service: Path, expression: str = "func.count()") -> str:
 def test_synchronous_code_of_libraries(service: Path) -> None:
     pytest.importorskip("pandas")
     (service / "scripts").mkdir()
-    for title in ("Synchronous code on an asynchronous session", "pandas", "Several processes"):
+    titles = ("Synchronous code on an asynchronous session", "pandas", "Several processes")
+    for title in (*titles, "An Alembic script of your own"):
         write(service, title)
 
     with running(service) as served:  # Its server is that of the scripts, too.
+        said = run(service, sys.executable, "scripts/differences.py")
+        assert said.stdout.splitlines()[-1] == "compared", said.stdout
         said = run(service, sys.executable, "scripts/frames.py")
         assert said.stdout.splitlines()[-1] == "3", said.stdout
         assert served.client.get("/total").json() == 3
@@ -281,6 +284,64 @@ def test_celery_whose_processes_are_killed(service: Path) -> None:
             worker.wait()
     if engine_of(service) == "postgresql":
         assert count(service, CONNECTIONS) == "1"
+
+
+def test_procrastinate_on_the_services_own_database(service: Path) -> None:
+    """A task goes with its transaction; the worker stops by SIGTERM, and leaves no connection."""
+    pytest.importorskip("procrastinate")
+    if engine_of(service) != "postgresql":
+        pytest.skip("the queue is PostgreSQL")
+    write(service, "procrastinate")
+    declared = service / "src/orders/databases/primary.py"
+    ignored = 'ignore_tables=["procrastinate_*"]'
+    assert ignored in PAGE
+    text = declared.read_text().replace("base=Base,", f"base=Base, {ignored},")
+    declared.write_text(text)
+    manage(service, "makemigrations", "--database", "primary", "--empty", "queue")
+    migration = service / "migrations/primary/0002_queue.py"
+    create = "op.execute(SchemaManager.get_schema())"
+    assert create in PAGE
+    text = re.sub(r"op\.execute\(.*", create, migration.read_text(), count=1)
+    text = text.replace("from alembic import op", FROM_QUEUE, 1)
+    migration.write_text(text)
+    asked = run(service, sys.executable, "-c", ASK)
+    assert asked.stdout.endswith("asked\n"), asked.stdout
+
+    variables = environment()
+    with (service / "worker.log").open("w") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "manage.py", "work"],
+            cwd=service,
+            env=variables,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            wait_until(lambda: count(service, "func.sum(Item.id)") == "7", "the task is done")
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(60) == 0
+        finally:
+            worker.kill()
+            worker.wait()
+    assert count(service, CONNECTIONS.replace("%.sync", "orders:%")) == "1"
+    assert "procrastinate" not in manage(service, "check").stdout
+
+
+FROM_QUEUE = "from alembic import op\nfrom procrastinate.schema import SchemaManager"
+
+ASK = """
+from orders.databases import databases
+from orders.databases.primary import primary
+from orders.dbkit import opened
+from orders.tasks import ask_for_restock
+with opened(databases):
+    with primary.sync.session() as session:
+        ask_for_restock(session, 7)
+    with primary.sync.session() as session:
+        ask_for_restock(session, 8)
+        session.rollback()
+print("asked")
+"""
 
 
 CONNECTIONS = (

@@ -435,7 +435,7 @@ def test_names_of_what_python_and_the_service_use_are_taken(check: Check) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["distribution", "dbs", "engines", "package", "recorded", "source"]
+    "name", ["distribution", "dbs", "engines", "package", "paths", "recorded", "source"]
 )
 def test_computed_answers_cannot_be_given(questions: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"'{name}': It is .*; leave it out"):

@@ -596,7 +596,10 @@ MUTATIONS: dict[str, tuple[list[Mutation], str]] = {
         "main.py: an owner of 0.1.0 had it",
     ),
     "owner's file changed, and no longer kept": (
-        [unlist("/README.md"), change("template/README.md.jinja", "apply migrations", "apply them")],
+        [
+            unlist("/README.md"),
+            change("template/README.md.jinja", "apply migrations", "apply them"),
+        ],
         "README.md: conflict",
     ),
     "example no longer kept deleted": (

@@ -3,7 +3,7 @@
 `test_testing.py` copies this to a rendered service, runs it and reads what became of each test.
 """
 # pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownMemberType=false
-# pyright: reportUnknownParameterType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false, reportUnknownArgumentType=false, reportUnknownLambdaType=false
 
 import asyncio
 import gc
