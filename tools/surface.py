@@ -31,6 +31,7 @@ from dbkit.pool import FairPool  # noqa: E402
 from dbkit.settings.database import Declared  # noqa: E402
 from dbkit.settings.service import ServiceSettings  # noqa: E402
 from dbkit.web.prometheus import metrics_router  # noqa: E402
+from dbkit.web.workers import Workers  # noqa: E402
 
 LOGGERS = """
 import importlib, logging, pkgutil
@@ -150,7 +151,7 @@ def routes() -> Iterator[str]:
     app = FastAPI()
     databases = dbkit.Databases(dbkit.Database("primary", "sqlite"))
     dbkit.install(app, databases)
-    hidden = [*metrics_router(databases).routes, *app.routes]
+    hidden = [*metrics_router(databases, Workers()).routes, *app.routes]
     paths = [each.path for each in hidden if isinstance(each, APIRoute | Mount)]
     yield from (f"route {path}" for path in [*app.openapi()["paths"], *paths])
 
@@ -190,8 +191,8 @@ def broken(before: list[str], now: list[str]) -> list[str]:
     for line in now:
         sort, _, rest = line.partition(" ")
         if sort == "required" and line not in before:
-            function = rest.replace("(", " ").split()[0]
-            if f"parameter {function}" in known or f"command {function}" in before:
+            function, command = rest.partition("(")[0], rest.rpartition(" ")[0]
+            if f"parameter {function}" in known or f"command {command}" in before:
                 found.append(f"{rest}: must be given now")
     return found
 

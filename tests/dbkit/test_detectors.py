@@ -41,7 +41,8 @@ async def database(database_url: URL) -> AsyncGenerator[Database]:
 
 def detectors_of(database: Database, leak_after: float = 10) -> Detectors:
     """Make detectors that the test calls, at the times that it likes."""
-    return Detectors(lambda: database.pool, leak_after, "DATABASE_")
+    database.change(leak_after=leak_after)
+    return Detectors(lambda: database.pool, "DATABASE_")
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -10,6 +10,7 @@ from dbkit import Database, Databases, install, session_from
 from dbkit.context import shield
 from dbkit.web import disconnects
 from dbkit.web.middleware import RequestMiddleware
+from dbkit.web.workers import Workers
 from fastapi import BackgroundTasks, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from sqlalchemy import URL, text
@@ -259,6 +260,6 @@ async def test_no_commit_begins_once_the_client_has_left() -> None:
                 await inner
 
     scope: Scope = {"type": "http", "headers": [], "method": "GET", "path": "/", "app": FastAPI()}
-    served = RequestMiddleware(app)(scope, left, send)
+    served = RequestMiddleware(app, Workers())(scope, left, send)
     request = asyncio.create_task(served)
     await request

@@ -122,7 +122,7 @@ async def test_what_was_taken_back_is_counted_and_named(
 
 async def look(database: Database) -> None:
     """Have detectors look as often, and as late, as they will in a day."""
-    ours = Detectors(lambda: database.pool, 30, "DATABASE_")
+    ours = Detectors(lambda: database.pool, "DATABASE_")
     now = asyncio.get_running_loop().time()
     for hours in range(24):
         ours.look(now + 3600 * hours)

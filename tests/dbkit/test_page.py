@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dbkit import Database, Databases, install, session_from
+from dbkit.pool.usage import RouteUse
+from dbkit.telemetry.sizing import Load
 from dbkit.web.access import DEVELOPMENT
 from dbkit.web.page import Pages
+from dbkit.web.page.advice import advise_size
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 from sqlalchemy import URL, text
@@ -202,6 +206,81 @@ async def test_each_setting_says_where_it_comes_from(
         "POOL_SIZE": ("2", "declared"),
         "MAX_OVERFLOW": ("1", "resize()"),
     }
+
+
+async def test_settings_are_changed_while_the_service_runs(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "dbkit")  # And after the test as before.
+    changes = {
+        "LOG_LEVEL": "debug",
+        "PRIMARY_DATABASE_ECHO": "true",
+        "PRIMARY_DATABASE_LEAK_AFTER": 0.1,
+    }
+    answer = await service.client.patch("/pools/settings", json=changes, headers=BEARER)
+
+    assert answer.json()["workers"] == [os.getpid()]
+    assert caplog.messages[:3] == [
+        "LOG_LEVEL: changed from INFO to DEBUG until this process ends",
+        "PRIMARY_DATABASE_ECHO: changed from False to True until this process ends",
+        "PRIMARY_DATABASE_LEAK_AFTER: changed from 30 to 0.1 until this process ends",
+    ]
+    settings = (await state_of(service))["databases"]["primary"]["settings"]
+    shown = {each["name"]: (each["value"], each["origin"]) for each in settings}
+    assert shown["PRIMARY_DATABASE_ECHO"] == ("true", "at run time")
+    async with service.primary.session() as session:
+        await session.execute(text("select :seen"), {"seen": "by all"})
+        await until(lambda: any("is held for longer than" in each for each in caplog.messages))
+    assert any("('by all',)" in each for each in caplog.messages)
+    natively = service.primary.pool.counters.native
+    await service.primary.reader.scalar(text("select 1"))  # DEBUG of ours is not SQLAlchemy's.
+    assert service.primary.pool.counters.native == natively + 1
+    caplog.clear()
+    await service.client.patch(
+        "/pools/settings", json={"PRIMARY_DATABASE_ECHO": False}, headers=BEARER
+    )
+    await service.client.get("/secret")
+    assert "select" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "said"),
+    [
+        ('{"LOG_LEVEL": "debug"}', {}, 401, "POOLS_TOKEN"),
+        ('{"LOG_LEVEL": "debug"}', BEARER | {"Origin": "http://else.where"}, 403, "another site"),
+        ('{"LOG_LEVEL": "loud"}', BEARER, 422, "LOG_LEVEL: 'loud' is none of CRITICAL"),
+        ('{"PRIMARY_DATABASE_ECHO": "so"}', BEARER, 422, "'so' is not true or false. Log every"),
+        ('{"PRIMARY_DATABASE_LEAK_AFTER": -1}', BEARER, 422, "is not a number from 0 to 86400"),
+        ('{"PRIMARY_DATABASE_POOL_SIZE": 3}', BEARER, 422, "what can be changed is LOG_LEVEL, P"),
+        ("[]", BEARER, 422, "what can be changed is LOG_LEVEL"),
+        ("so", BEARER, 422, "Expecting value"),
+    ],
+)
+async def test_what_cannot_be_changed_is_said(
+    service: Service, body: str, headers: dict[str, str], status: int, said: str
+) -> None:
+    answer = await service.client.patch("/pools/settings", content=body, headers=headers)
+
+    assert (answer.status_code, said in answer.text) == (status, True), answer.text
+
+
+async def test_a_route_that_holds_for_nothing_is_named_before_a_larger_pool(
+    service: Service,
+) -> None:
+    load = Load(rate=100, hold=0.1)
+    use = RouteUse(checkouts=60, held=6.0, in_sql=0.06, statements=60, longest=0.2)
+    other = RouteUse(checkouts=60, held=0.12, in_sql=0.12, statements=60, longest=0.01)
+
+    advice = advise_size(
+        service.primary, service.primary.pool, load, {"GET /a": use, "GET /b": other}
+    )
+
+    assert [each.partition(" ")[0] for each in advice] == ["GET", "100"]
+    assert advice[0] == (
+        "GET /a holds a connection for 100 ms, 1 % of it in SQL: end the session before what else"
+        " it does, or begin it after; then a size of 1 is enough."
+    )
+    assert "raise PRIMARY_DATABASE_POOL_SIZE" in advice[1]
 
 
 async def test_an_event_stream_begins_with_what_was_before_and_ends_with_the_service(

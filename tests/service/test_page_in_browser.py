@@ -98,6 +98,7 @@ def test_each_database_has_a_card_with_its_numbers(page: Page) -> None:
     expect(page.locator("section").first.locator(".idle dd")).to_have_text("1")
     expect(page.get_by_role("status")).to_contain_text("process")
     assert page.locator("section .pool .idle").first.get_attribute("d")
+    expect(page.locator(".gaps span").first).to_have_attribute("title", "nobody looked")
 
 
 def test_settings_say_where_they_come_from_and_hide_the_password(page: Page) -> None:
@@ -132,6 +133,10 @@ def test_an_exhausted_pool_names_who_holds_it_by_route_and_line(
         expect(holders.nth(1)).to_contain_text(f"src/orders/main.py:{line}")
         expect(card.locator(".advice")).to_contain_text("waits for something else")
         assert service.client.get("/items/1").status_code == 503
+        lefts = page.evaluate(
+            "[...document.querySelectorAll('.holders meter')].map(each => each.offsetLeft)"
+        )
+        assert (len(lefts), len(set(lefts))) == (2, 1)
         content = page.content()
         assert "s3cret" not in content
         assert "ACME" not in content
@@ -180,6 +185,10 @@ def test_a_phone_need_not_scroll_sideways(page: Page) -> None:
     width = page.evaluate("document.documentElement.scrollWidth")
 
     assert width <= 360
+    tops = page.evaluate(
+        "[...document.querySelector('.numbers').children].map(each => each.offsetTop)"
+    )
+    assert len(set(tops)) == 2  # two beside two
     assert page.locator(".holders thead").first.is_hidden()
 
 

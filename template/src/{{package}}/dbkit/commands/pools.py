@@ -4,7 +4,7 @@
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
 from typing import Annotated, Any
 from urllib.error import HTTPError, URLError
@@ -47,6 +47,24 @@ def watch(url: UrlOption = HERE, *, as_json: JsonOption = False) -> None:
         else:
             typer.echo(f"{CLEAR if sys.stdout.isatty() else ''}{describe(state)}")
         time.sleep(1)
+
+
+@cli.command("set")
+def change(
+    changes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME=VALUE", help="LOG_LEVEL, or ECHO or LEAK_AFTER of a database."
+        ),
+    ],
+    url: UrlOption = HERE,
+) -> None:
+    """Change settings of a running service, of all its workers, until they end."""
+    if wrong := [each for each in changes if "=" not in each]:
+        sys.exit(f"{wrong[0]}: write it as DATABASE_ECHO=true")
+    answer = read(url, dict(each.split("=", 1) for each in changes))
+    for name, value in answer["changed"].items():
+        typer.echo(f"{name}={json.dumps(value)} in {processes(answer)}")
 
 
 @cli.command()
@@ -102,7 +120,7 @@ def measured(url: str, seconds: float) -> dict[str, Load]:
         ]
         samples = [{"at": each["at"], **each["databases"][name]} for each in (before, after)]
         if load := measure(samples, routes, window=seconds + TIMEOUT):
-            loads[name] = load
+            loads[name] = replace(load, rate=load.rate / len(state.get("workers", [1])))
     if not loads:
         sys.exit(f"too little happened in {seconds:g} s to measure a load; see --seconds")
     return loads
@@ -154,8 +172,7 @@ def explain(advice: Advice) -> str:
 
 def describe(state: dict[str, Any]) -> str:
     """Write the state of a service for people."""
-    several = f", one of {state['processes']}" if state["processes"] > 1 else ""
-    lines = [f"{state['service']}, process {state['process']}{several}"]
+    lines = [f"{state['service']}, {processes(state)}"]
     loop = state.get("event_loop", {"latest": []})  # What an older service does not say yet.
     if loop["latest"]:
         lines += [
@@ -198,13 +215,23 @@ def describe(state: dict[str, Any]) -> str:
     return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
 
 
+def processes(state: dict[str, Any]) -> str:
+    """Say which processes the numbers are of."""
+    workers = state.get("workers", [])  # An older service has none.
+    if len(workers) > 1 or state.get("silent"):
+        silent = f"; {state['silent']} more do not answer" if state["silent"] else ""
+        return f"processes {', '.join(map(str, workers))}{silent}"
+    several = f", one of {state['processes']}" if state.get("processes", 1) > 1 else ""
+    return f"process {workers[0] if workers else state['process']}{several}"
+
+
 def percent_of(part: float, whole: float) -> str:
     """Write a share in four characters and the sign."""
     return f"{100 * min(part / whole, 1) if whole else 0:4.0f} %"
 
 
-def read(url: str) -> dict[str, Any]:
-    """Ask a running service for its state."""
+def read(url: str, changes: dict[str, str] | None = None) -> dict[str, Any]:
+    """Ask a running service for its state, or to change its settings."""
     from ..settings.database import environment
     from ..settings.service import read_service_settings
 
@@ -212,11 +239,19 @@ def read(url: str) -> dict[str, Any]:
         sys.exit(f"{url} is no URL; write it as {HERE}")
     token = read_service_settings(environment()).pools_token
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    request = Request(f"{url.rstrip('/')}/pools/state", headers=headers)  # noqa: S310 -- see above
+    body = json.dumps(changes).encode() if changes else None
+    request = Request(  # noqa: S310 -- see above
+        f"{url.rstrip('/')}/pools/{'settings' if body else 'state'}",
+        body,
+        headers,
+        method="PATCH" if body else "GET",
+    )
     try:
         with urlopen(request, timeout=TIMEOUT) as response:  # noqa: S310 -- see above
             return json.load(response)
     except HTTPError as error:
+        if changes and error.code in {403, 422}:
+            sys.exit(error.read().decode())
         sys.exit(REFUSALS.get(error.code, f"{url} answers {error.code}"))
     except (URLError, TimeoutError, ValueError) as error:
         sys.exit(

@@ -8,9 +8,10 @@ from multiprocessing import parent_process
 
 from starlette.types import ASGIApp
 
+from ..telemetry.repeats import RUNSERVER
 from .docs_pages import prepare
 
-VARIABLE = "RUNSERVER_APP"
+VARIABLE = RUNSERVER
 """Holds `module:attribute` of the application: the process is a new one after each change."""
 
 

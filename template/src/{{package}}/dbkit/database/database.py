@@ -12,7 +12,7 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import (
     TYPE_CHECKING,
@@ -360,7 +360,7 @@ class Database:
         self.origins = origins(self.env_prefix, self.declared, settings.url)
         record_times(self.name, self.pool.usage)
         await self.probe.start(lambda: self.pool.retry())  # noqa: PLW0108 -- another after dispose()
-        detectors = Detectors(lambda: self.pool, settings.leak_after, self.env_prefix)
+        detectors = Detectors(lambda: self.pool, self.env_prefix)
         self._watching = asyncio.create_task(detectors.run(), name=f"detectors of {self.name}")
         wait = self.probe.is_up or settings.required_at_start
         try:
@@ -384,6 +384,18 @@ class Database:
             logger.warning("%s: still in use, now closed: %d%s", self.name, len(taken), held)
         await closed
         self._opened = None  # And no `dispose()`, after which the engine would connect again.
+
+    def change(self, *, echo: bool | None = None, leak_after: float | None = None) -> None:
+        """Change settings of the open database, until it is closed."""
+        given = {"echo": echo, "leak_after": leak_after}
+        update = {name: value for name, value in given.items() if value is not None}
+        self._opened = replace(self._open, settings=self.settings.model_copy(update=update))
+        self.origins |= dict.fromkeys(update, "at run time")
+        for pool in self.pools:
+            pool.settings = pool.settings.model_copy(update=update)
+        engines = [self.engine.sync_engine, *(self._sync.engines if self._sync else [])]
+        for engine in engines if echo is not None else []:
+            engine.echo, engine.hide_parameters = bool(echo), not echo
 
     async def _close_sync(self, drain_timeout: float) -> None:
         """Close the synchronous side in its own thread: those of the loop may all be taken."""

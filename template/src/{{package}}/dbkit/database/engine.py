@@ -28,6 +28,7 @@ from ..settings.credentials import REFUSED, Credentials
 from ..settings.database import DatabaseSettings
 from ..settings.threads import LookingUp, is_pending, look_up
 from ..settings.urls import driver_url, shown
+from ..telemetry.repeats import watch
 from .engine_options import EngineOptions, OnConnect, call_on_connect
 from .native import make_native
 
@@ -131,7 +132,7 @@ def create_engine(
     if pooled:
         time_statements(engine.sync_engine, kind.note)
         event.listen(engine.sync_engine, "do_execute", refuse_control)
-    if pooled:
+        watch(engine.sync_engine, name)
         make_native(engine.sync_engine)
     return engine
 

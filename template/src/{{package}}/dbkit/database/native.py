@@ -36,6 +36,7 @@ from ..engines.transactions import CONTROL
 from ..pool import FairPool
 from ..pool.slots import Slot
 from ..pool.usage import use_of
+from ..telemetry.repeats import is_watching, note
 
 KINDS = (Select, CompoundSelect, TextClause, TextualSelect, UpdateBase)
 """Statements that SQLAlchemy executes in the same way."""
@@ -260,10 +261,18 @@ class Asked(Exception):
     """A statement would be asked now."""
 
 
+class Watched(Native):
+    """Notes what it runs, for development."""
+
+    async def _send(self, context: Any, slot: Slot) -> None:
+        note(self._engine.pool.name, context)
+        await super()._send(context, slot)
+
+
 def make_native(engine: Engine) -> None:
     """Have an engine on asyncpg run its single statements natively."""
     if type(engine.dialect).__module__ == DIALECT:
-        vars(engine.dialect)["native"] = Native(engine)
+        vars(engine.dialect)["native"] = (Watched if is_watching() else Native)(engine)
 
 
 async def run_natively(

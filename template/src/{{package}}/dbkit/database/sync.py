@@ -54,6 +54,7 @@ from ..settings.credentials import Credentials
 from ..settings.database import DatabaseSettings
 from ..settings.server import write_options
 from ..settings.urls import hosts
+from ..telemetry import repeats
 from ..telemetry.leaks import LOOK, Detectors
 from .engine import (
     FENCE,
@@ -180,9 +181,14 @@ class Synchronous:
             request.written.add(primary.name)
 
     @property
+    def engines(self) -> list[Engine]:
+        """The engines that were made: none before the first use."""
+        return [engine for engine, _ in self._made.copy().values()]
+
+    @property
     def pools(self) -> list[ThreadPool]:
-        """The pools of the engines that were made: none before the first use."""
-        return [pool_of(engine) for engine, _ in self._made.copy().values()]
+        """Their pools."""
+        return [pool_of(engine) for engine in self.engines]
 
     def close(self, drain_timeout: float = 0) -> None:
         """Close all connections; those in use at their return, for which it waits so long."""
@@ -266,6 +272,7 @@ def make_engine(database: Synchronized, settings: DatabaseSettings) -> Engine:
     replace_connect(engine, database, settings)
     Transactions(engine, name, settings, read_only=read_only)
     time_statements(engine, noting(name, settings, dialect_name))
+    repeats.watch(engine, name)
     event.listen(engine, "do_execute", refuse_control)
     if dialect_name == "mysql":
         event.listen(engine, "do_execute", load("mysql").refuse_implicit_commit)
@@ -291,7 +298,7 @@ def make_engine(database: Synchronized, settings: DatabaseSettings) -> Engine:
         if not pool.is_watched:  # Another after a fork, which has no thread but its own.
             pool.is_watched = True
             look = threading.Thread(
-                target=lambda: asyncio.run(look_for_leaks(pool, settings, database.env_prefix)),
+                target=lambda: asyncio.run(look_for_leaks(pool, database.env_prefix)),
                 name=f"detectors of {pool.name}",
                 daemon=True,
             )
@@ -300,9 +307,9 @@ def make_engine(database: Synchronized, settings: DatabaseSettings) -> Engine:
     return engine
 
 
-async def look_for_leaks(pool: ThreadPool, settings: DatabaseSettings, env_prefix: str) -> None:
+async def look_for_leaks(pool: ThreadPool, env_prefix: str) -> None:
     """Name who holds a connection for too long, or for nothing, until the pool is closed."""
-    looking = asyncio.create_task(Detectors(lambda: pool, settings.leak_after, env_prefix).run())
+    looking = asyncio.create_task(Detectors(lambda: pool, env_prefix).run())
     while not pool.closed.is_set():  # noqa: ASYNC110 -- a thread's event
         await asyncio.sleep(LOOK)
     looking.cancel()

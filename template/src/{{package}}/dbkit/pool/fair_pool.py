@@ -53,6 +53,9 @@ class FairPool(Pool):
     """
 
     _is_asyncio = True  # pyright: ignore[reportAssignmentType] -- as SQLAlchemy's own pools do
+    _sqla_logger_namespace = (
+        "sqlalchemy.pool.FairPool"  # Or DEBUG of ours would be its `echo_pool`.
+    )
 
     def __init__(
         self, creator: Any, settings: DatabaseSettings, env_prefix: str = "DATABASE_", **base: Any

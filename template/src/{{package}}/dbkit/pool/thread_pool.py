@@ -28,6 +28,8 @@ USED = "used"
 class ThreadPool(QueuePool):
     """SQLAlchemy's pool for threads, which knows who holds its connections, and says what to do."""
 
+    _sqla_logger_namespace = "sqlalchemy.pool.ThreadPool"
+
     def __init__(
         self, creator: Any, settings: DatabaseSettings, env_prefix: str = "DATABASE_", **base: Any
     ) -> None:

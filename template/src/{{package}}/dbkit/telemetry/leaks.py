@@ -41,15 +41,11 @@ class Detectors:
     refers to the connection. Only the garbage collector knows that nobody does. It comes late, for
     a session is part of cycles; so it is sent for, and SQLAlchemy closes what it finds.
 
-    `pool` gives the live pool, which another replaces on `dispose()`. `leak_after` is seconds,
-    and 0 is never.
+    `pool` gives the live pool, which another replaces on `dispose()`.
     """
 
-    def __init__(
-        self, pool: "Callable[[], FairPool | ThreadPool]", leak_after: float, env_prefix: str
-    ) -> None:
+    def __init__(self, pool: "Callable[[], FairPool | ThreadPool]", env_prefix: str) -> None:
         self._pool = pool
-        self._leak_after = leak_after
         self._env_prefix = env_prefix
         self._leaks: set[Use] = set()
         self._stood: deque[tuple[float, float]] = deque(maxlen=100)
@@ -86,15 +82,15 @@ class Detectors:
                 use.route or NO_ROUTE,
                 held,
             )
-        uses = pool.uses()
+        uses, leak_after = pool.uses(), pool.settings.leak_after
         self._look_for_lost(uses, now)
         for use in uses:
             held = now - use.since
             if self._stood:  # No holder could go on.
                 held -= sum(seconds for at, seconds in self._stood if at > use.since)
-            if held < min(IDLE_HOLD, self._leak_after or IDLE_HOLD):
+            if held < min(IDLE_HOLD, leak_after or IDLE_HOLD):
                 break  # The others took theirs later.
-            if 0 < self._leak_after <= held and use not in self._leaks:
+            if 0 < leak_after <= held and use not in self._leaks:
                 self._leaks.add(use)
                 self._lost.setdefault(use, now)
                 pool.usage.leaks += 1
@@ -102,7 +98,7 @@ class Detectors:
                     "%s: a connection is held for longer than %sLEAK_AFTER, %g s: %s",
                     pool.name,
                     self._env_prefix,
-                    self._leak_after,
+                    leak_after,
                     holder_of(pool.name, use, now),
                 )
             elif not (use.sql_since or use.streams) and held - use.in_sql >= IDLE_HOLD:

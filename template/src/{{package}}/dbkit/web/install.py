@@ -10,6 +10,7 @@ from .middleware import serve_requests
 from .page import Pages
 from .problems import DATABASE_RESPONSES, add_exception_handlers
 from .prometheus import metrics_router
+from .workers import Workers
 
 TOO_LARGE: dict[str, Any] = {
     "description": "The body is larger than this service takes",
@@ -32,9 +33,10 @@ def install(app: FastAPI, databases: Databases) -> None:
     if app.max_body_size is not None:
         app.router.responses.setdefault(413, TOO_LARGE)
     app.include_router(health_router(databases))
-    app.router.routes.append(Pages(databases))
-    app.include_router(metrics_router(databases))
+    workers = Workers()
+    app.router.routes.append(Pages(databases, workers))
+    app.include_router(metrics_router(databases, workers))
     # After the kit's own routes: of the service's, any may use a database.
     app.router.responses = DATABASE_RESPONSES | app.router.responses
     add_exception_handlers(app)
-    serve_requests(app, replicas=any(each.replica_of for each in databases.values()))
+    serve_requests(app, workers, replicas=any(each.replica_of for each in databases.values()))

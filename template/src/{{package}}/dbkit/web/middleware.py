@@ -12,10 +12,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..context import RequestContext, enter
 from ..errors import DatabaseError
+from ..telemetry.repeats import is_watching, say_repeats
 from .disconnects import Watch
 from .logs import find_id, say, say_failed, take_over
 from .problems import add_to_mounted
 from .tracebacks import add_hint
+from .workers import Workers
 
 SERVED = "dbkit.served"
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
@@ -27,18 +29,21 @@ class RequestMiddleware:
     With `replicas`, a client carries in cookies how far a replica must have come.
     """
 
-    def __init__(self, app: ASGIApp, *, replicas: bool = False) -> None:
+    def __init__(self, app: ASGIApp, workers: Workers, *, replicas: bool = False) -> None:
         self.app = app
+        self._workers = workers
         self._replication: Any = (
             import_module("..database.replicas", __package__) if replicas else None
         )
         self._asked = False
+        self._say = say_all if is_watching() else say
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] == "lifespan":
             take_over()
-            await self.app(scope, receive, explaining(send))
+            async with self._workers.listening():
+                await self.app(scope, receive, explaining(send))
             return
         if SERVED in scope:  # This application is mounted in another that has all this.
             await self.app(scope, receive, send)
@@ -91,7 +96,13 @@ class RequestMiddleware:
         finally:
             request.ended = True
             watch.end()
-            say(request, status)
+            self._say(request, status)
+
+
+def say_all(request: RequestContext, status: int) -> None:
+    """Write the line of a request, and what it has asked again and again."""
+    say(request, status)
+    say_repeats(request)
 
 
 def explaining(send: Send) -> Send:
@@ -118,7 +129,7 @@ class Outermost(ServerErrorMiddleware):
         await self.app(scope, receive, send)
 
 
-def serve_requests(app: FastAPI, *, replicas: bool) -> None:
+def serve_requests(app: FastAPI, workers: Workers, *, replicas: bool) -> None:
     """Stand around the whole application, so that no middleware of the service is left out.
 
     FastAPI has no public way to: `add_middleware` adds inside of what answers 500.
@@ -127,7 +138,7 @@ def serve_requests(app: FastAPI, *, replicas: bool) -> None:
 
     def build_stack() -> ASGIApp:
         stack = build()
-        served = RequestMiddleware(stack, replicas=replicas)
+        served = RequestMiddleware(stack, workers, replicas=replicas)
         if not isinstance(stack, ServerErrorMiddleware):
             return served
         return Outermost(served, stack.handler, stack.debug)

@@ -1,6 +1,7 @@
 """What pools tell to Prometheus: the route `/metrics`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from fastapi import HTTPException, Request, Response
@@ -10,11 +11,13 @@ from ..pool.usage import BUCKETS
 from ..telemetry.metrics import METRICS, POOL, TIMES, readings
 from .access import bearer, is_same
 from .routing import KitRouter
+from .workers import Workers
 
 
-def metrics_router(databases: Databases) -> KitRouter:
+def metrics_router(databases: Databases, workers: Workers) -> KitRouter:
     """Serve `/metrics` for Prometheus, to who has `METRICS_TOKEN`."""
     router = KitRouter(include_in_schema=False)
+    workers.answers["metrics"] = lambda _: families(databases)
 
     @router.get("/metrics")
     async def metrics_(request: Request) -> Response:
@@ -23,20 +26,38 @@ def metrics_router(databases: Databases) -> KitRouter:
             raise HTTPException(404)
         if not is_same(bearer(request) or "", token):
             raise HTTPException(401, headers={"WWW-Authenticate": "Bearer"})
-        body, media_type = exposition(databases)
+        body, media_type = exposition(await workers.ask("metrics"))
         return Response(body, media_type=media_type)
 
     return router
 
 
-def exposition(databases: Databases) -> tuple[bytes, str]:
-    """Write the metrics of the pools, and of whoever uses prometheus_client in this process."""
-    from prometheus_client import REGISTRY, CollectorRegistry, exposition  # noqa: PLC0415 -- not where it is off
+def families(databases: Databases) -> list[Any]:
+    """Read the metrics of the pools, and of whoever uses prometheus_client in this process."""
+    from prometheus_client import REGISTRY  # noqa: PLC0415 -- not where it is off
 
-    registry = CollectorRegistry()
-    registry.register(Collector(databases))
-    write, media_type = exposition.generate_latest, exposition.CONTENT_TYPE_LATEST
-    return write(REGISTRY) + write(registry), media_type
+    return [
+        (
+            *(each.name, each.documentation, each.type),
+            [(sample.name, sample.labels, sample.value) for sample in each.samples],
+        )
+        for each in (*REGISTRY.collect(), *Collector(databases).collect())
+    ]
+
+
+def exposition(answers: Mapping[int | None, Any]) -> tuple[bytes, str]:
+    """Write the metrics of all workers, each with its number, if there are several."""
+    from prometheus_client import Metric, exposition  # noqa: PLC0415 -- not where it is off
+
+    found: dict[str, Metric] = {}
+    for number, its_families in answers.items():
+        worker = {} if number is None else {"worker": str(number)}
+        for name, documentation, kind, samples in its_families:
+            metric = found.setdefault(name, Metric(name, documentation, kind))
+            for sample, labels, value in samples:
+                metric.add_sample(sample, labels | worker, value)
+    registry: Any = SimpleNamespace(collect=found.values)
+    return exposition.generate_latest(registry), exposition.CONTENT_TYPE_LATEST
 
 
 class Collector:

@@ -1,6 +1,7 @@
 """What to do, in sentences, from what a pool says of itself."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...database.database import Database
@@ -19,6 +20,8 @@ ENOUGH = 50
 """Checkouts from which on a measured load says something."""
 LONG = 1.0
 """Seconds from which on a holder is worth a sentence."""
+HALF = 0.5
+"""The part of all time that a route holds connections for something else, from which on too."""
 
 
 def measure(
@@ -46,14 +49,10 @@ def measure(
 
 
 def advise(
-    database: Database,
-    pool: "FairPool | ThreadPool",
-    holders: Sequence[Holder],
-    load: Load | None,
+    database: Database, pool: "FairPool | ThreadPool", holders: Sequence[Holder]
 ) -> list[str]:
-    """Say what to do, the most urgent first."""
-    status, settings = pool.snapshot(), database.settings
-    size = "POOL_SIZE" if pool is database.pool else "SYNC_POOL_SIZE"
+    """Say what to do about what there is now, the most urgent first."""
+    status = pool.snapshot()
     advice: list[str] = []
     if status.breaker != "closed" or not database.probe.is_up:
         advice.append(
@@ -62,18 +61,41 @@ def advise(
     if status.suspended:
         advice.append("The pool is suspended: it hands out nothing until `resume()`.")
     advice += [about(each) for each in holders if each.ended or each.held >= LONG]
-    advice = list(dict.fromkeys(advice))[:5]
-    if load is None:
-        return advice
-    found = sizing.advise(load, target=settings.queue_target or 0.05)
+    return list(dict.fromkeys(advice))[:5]
+
+
+def advise_size(
+    database: Database,
+    pool: "FairPool | ThreadPool",
+    load: Load,
+    routes: Mapping[str, RouteUse],
+) -> list[str]:
+    """Say how many connections the load needs, and first which route needs fewer."""
+    limit = pool.snapshot().limit
+    size = "POOL_SIZE" if pool is database.pool else "SYNC_POOL_SIZE"
+    target = database.settings.queue_target or 0.05
+    found = sizing.advise(load, target=target)
     sentence = f"{load.rate:.0f} checkouts/s of {1000 * load.hold:.1f} ms keep {load.busy:.2f} busy"
+    if found.size is not None:
+        sentence += f"; with {found.size}, 99 % wait for less than {1000 * found.target:.0f} ms"
+        if found.size <= limit:
+            return [f"{sentence}, and there are {limit}."]
+    idle = {name: each.held - each.in_sql for name, each in routes.items()}
+    name = max(idle, key=lambda each: idle[each])
+    share = idle[name] / sum(each.held for each in routes.values())
+    advice: list[str] = []
+    if share >= HALF:
+        use = routes[name]
+        less = sizing.advise(replace(load, hold=load.hold * (1 - share)), target=target)
+        advice.append(
+            f"{name} holds a connection for {1000 * use.held / use.checkouts:.0f} ms,"
+            f" {100 * use.in_sql / use.held:.0f} % of it in SQL: end the session before what else"
+            f" it does, or begin it after; then a size of {less.size or less.floor} is enough."
+        )
     if found.size is None:
         return [*advice, f"{sentence}: no pool carries that; shorten what holds connections."]
-    sentence += f"; with {found.size}, 99 % wait for less than {1000 * found.target:.0f} ms"
-    if found.size > status.limit:
-        hint = f"raise {database.env_prefix}{size}, or shorten what holds connections"
-        return [*advice, f"{sentence}, and there are {status.limit}: {hint}."]
-    return [*advice, f"{sentence}, and there are {status.limit}."]
+    hint = f"raise {database.env_prefix}{size}, or shorten what holds connections"
+    return [*advice, f"{sentence}, and there are {limit}: {hint}."]
 
 
 def about(holder: Holder) -> str:

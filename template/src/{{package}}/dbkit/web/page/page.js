@@ -39,13 +39,14 @@ function makeCard(name) {
   card.title = element("h2", {}, `${name} `, card.state);
   card.pool = makeChart("pool", ["idle", "used"], "Connections in use and idle");
   card.queue = makeChart("queue", ["waiting", "away"], "Callers waiting, and turned away");
+  card.gaps = element("div", { class: "gaps" });
   card.scale = element("div", { class: "scale" }, element("span"), element("span", {}, "now"));
   card.advice = element("ul", { class: "advice", "aria-label": "Advice" });
   card.holders = element("div", { class: "holders" });
   card.routes = element("div", { class: "routes" });
   card.settings = element("div");
   const section = element("section", { "data-database": name, "aria-label": name },
-    card.title, numbers, card.pool.svg, card.queue.svg, card.scale, card.advice,
+    card.title, numbers, element("div", { class: "charts" }, card.pool.svg, card.queue.svg, card.gaps), card.scale, card.advice,
     element("h3", {}, "Who holds connections"), card.holders,
     element("h3", {}, "Slowest routes, by how long they hold one"), card.routes,
     element("details", {}, element("summary", {}, "Settings in force"), card.settings));
@@ -82,6 +83,25 @@ function steps(points, highest, value) {
 
 const spanOf = (points) => Math.min(Math.max(points.at(-1).at - points[0].at + 1, SHORTEST), SECONDS);
 
+// Times of which nothing is known, as nobody looked.
+function showGaps(card, points) {
+  const now = points.at(-1).at + 1;
+  const span = spanOf(points);
+  let known = now - span;
+  const gaps = [];
+  for (const { at } of points) {
+    if (at - known > 1) gaps.push([known, at]);
+    known = at + 3;
+  }
+  card.gaps.replaceChildren(...gaps.map(([from, to]) => {
+    const width = (100 * (to - from)) / span;
+    const gap = element("span", { title: "nobody looked" }, width < 15 ? "" : "nobody looked");
+    gap.style.left = `${100 - (100 * (now - from)) / span}%`;
+    gap.style.width = `${width}%`;
+    return gap;
+  }));
+}
+
 function drawCharts(card, name) {
   const points = samples.filter((each) => each.databases[name]).map((each) => ({ at: each.at, ...each.databases[name] }));
   if (!points.length) return;
@@ -97,6 +117,7 @@ function drawCharts(card, name) {
   const longest = Math.max(5, ...points.map((each, index) => Math.max(each.waiting, away(each, index))));
   card.queue.waiting.setAttribute("d", steps(points, longest, (each) => each.waiting));
   card.queue.away.setAttribute("d", steps(points, longest, away));
+  showGaps(card, points);
   const last = points.length > 1 ? away(points.at(-1), points.length - 1) : 0;
   card.scale.firstChild.textContent = `${number(spanOf(points))} s ago · up to ${highest} connections, ${number(longest)} callers`;
   return last;
@@ -115,10 +136,10 @@ function makeTable(columns, rows, none) {
 
 function share(part, whole) {
   const value = whole ? Math.min(part / whole, 1) : 0;
-  return [element("meter", { min: 0, max: 1, value }), ` ${number(100 * value)} %`];
+  return [element("meter", { min: 0, max: 1, value }), element("span", { class: "percent" }, `${number(100 * value)} %`)];
 }
 
-function showHolders(holders) {
+function showHolders(holders, several) {
   return makeTable(
     [["who, and where"], ["for", "number"], ["in SQL", "number"], ["statements", "number"]],
     holders.map((each) => [
@@ -126,6 +147,7 @@ function showHolders(holders) {
         each.route || `task ${each.task}`,
         ...(each.ended ? [element("span", { class: "ended" }, " ended without returning it")] : []),
         ...(each.streams ? [" streaming rows"] : []),
+        ...(several ? [element("small", {}, ` process ${each.process}`)] : []),
         ...(each.request_id ? [element("small", {}, ` ${each.request_id}`)] : []),
         ...each.where.map((line) => element("code", {}, each.is_there ? line : `taken at ${line}`)),
       ],
@@ -167,11 +189,15 @@ function showSettings(settings) {
     settings.map((each) => [element("code", {}, each.name), each.value, each.origin]), "none");
 }
 
+function processes({ process, processes: count, workers, silent }) {
+  if (workers.length === 1 && !silent) return `process ${process}${count > 1 ? `, one of ${count}` : ""}`;
+  return `processes ${workers.join(", ")}${silent ? `; ${silent} more do not answer` : ""}`;
+}
+
 function show(state) {
   byId("service").textContent = `of ${state.service}`;
   document.title = `Pools of ${state.service}`;
-  const one = state.processes > 1 ? `process ${state.process}, one of ${state.processes}` : `process ${state.process}`;
-  setStatus(`${one}, ${new Date(1000 * state.time).toLocaleTimeString()}`, false);
+  setStatus(`${processes(state)}, ${new Date(1000 * state.time).toLocaleTimeString()}`, false);
   showLoop(state.event_loop);
   for (const [name, database] of Object.entries(state.databases)) {
     if (!cards.has(name)) cards.set(name, makeCard(name));
@@ -188,7 +214,7 @@ function show(state) {
     card.numbers.waiting.parentElement.classList.toggle("hot", pool.waiting > 0);
     card.numbers.away.parentElement.classList.toggle("hot", away > 0);
     card.advice.replaceChildren(...database.advice.map((each) => element("li", {}, each)));
-    card.holders.replaceChildren(showHolders(database.holders));
+    card.holders.replaceChildren(showHolders(database.holders, state.workers.length > 1));
     card.routes.replaceChildren(showRoutes(database.routes));
     card.settings.replaceChildren(showSettings(database.settings));
   }

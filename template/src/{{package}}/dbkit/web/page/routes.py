@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
@@ -15,6 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from ...database.databases import Databases
 from ..access import is_closed, is_same, let_in, may_see
+from ..workers import Workers
+from .changes import change, check
 from .state import State
 
 HERE = Path(__file__).parent
@@ -39,11 +41,13 @@ LOOKS = 5
 
 
 class Pages(Mount):
-    """`/pools`, `/pools/events` and `/pools/state`; not there while closed, or taken."""
+    """`/pools`, its events, its state and its settings; not there while closed, or taken."""
 
-    def __init__(self, databases: Databases) -> None:
+    def __init__(self, databases: Databases, workers: Workers) -> None:
         self._databases = databases
-        self._state = State(databases)
+        self._workers = workers
+        workers.answers["change"] = lambda changes: change(databases, changes)
+        self._state = State(databases, workers)
         self.viewers = 0
         """Streams that are open."""
         self._router = Router(
@@ -53,6 +57,7 @@ class Pages(Mount):
                 Route("/page.js", self._show_file),
                 Route("/login", self._log_in, methods=["POST"]),
                 Route("/state", self._show_state),
+                Route("/settings", self._change, methods=["PATCH"]),
                 Route("/events", self._stream),
             ]
         )
@@ -87,12 +92,8 @@ class Pages(Mount):
         return file("login.html", HTTPStatus.UNAUTHORIZED)
 
     async def _log_in(self, request: Request) -> Response:
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > LONGEST_FORM:
-                break
-        (sent, *_) = parse_qs(body[:LONGEST_FORM].decode("latin-1")).get("token", [""])
+        body = await read_body(request)
+        (sent, *_) = parse_qs(body.decode("latin-1")).get("token", [""])
         if not self._token or not is_same(sent, self._token):
             return file("login.html", HTTPStatus.UNAUTHORIZED)
         response = RedirectResponse("./", HTTPStatus.SEE_OTHER, HEADERS)
@@ -103,7 +104,23 @@ class Pages(Mount):
         return file(request.url.path.rpartition("/")[2] or "page.html")
 
     async def _show_state(self, _request: Request) -> Response:
-        return JSONResponse(self._state.current(), headers=HEADERS)
+        return JSONResponse(await self._state.current(), headers=HEADERS)
+
+    async def _change(self, request: Request) -> Response:
+        origin = request.headers.get("origin")
+        if origin and urlsplit(origin).netloc != request.url.netloc:  # A page elsewhere asks.
+            return Response("not from another site", HTTPStatus.FORBIDDEN, HEADERS)
+        try:
+            changes = check(self._databases, json.loads(await read_body(request)))
+        except ValueError as error:
+            return Response(str(error), HTTPStatus.UNPROCESSABLE_ENTITY, HEADERS)
+        answers = await self._workers.ask("change", changes)
+        answer = {
+            "changed": changes,
+            "workers": [*answers.values()],
+            "silent": self._workers.silent,
+        }
+        return JSONResponse(answer, headers=HEADERS)
 
     async def _stream(self, _request: Request) -> Response:
         if self.viewers >= MOST_VIEWERS:
@@ -116,7 +133,7 @@ class Pages(Mount):
         try:
             history = True
             while not self._databases.stopping:
-                yield event(self._state.current(history=history))
+                yield event(await self._state.current(history=history))
                 history = False
                 for _ in range(LOOKS):
                     await asyncio.sleep(INTERVAL / LOOKS)
@@ -124,6 +141,16 @@ class Pages(Mount):
                         break
         finally:
             self.viewers -= 1
+
+
+async def read_body(request: Request) -> bytes:
+    """Read a body, and no more of it than what is of use."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > LONGEST_FORM:
+            break
+    return body[:LONGEST_FORM]
 
 
 def file(name: str, status: int = HTTPStatus.OK) -> Response:

@@ -17,7 +17,9 @@ from ...errors import Holder
 from ...settings.database import DatabaseSettings
 from ...settings.urls import shown as shown_url
 from ...telemetry.event_loop import Watchdog
-from .advice import advise, measure
+from ..workers import Workers
+from .advice import WINDOW, advise, advise_size, measure
+from .combine import MOST, add_samples, combine
 
 if TYPE_CHECKING:
     from ...pool import FairPool
@@ -27,41 +29,42 @@ SECONDS = 300
 """What is remembered, while somebody looks."""
 FRESH = 0.9
 """Seconds for which a state is shown to others too."""
-MOST = 20
-"""Holders, and routes, that are shown."""
 
 
 class State:
     """The state of a service, taken when it is asked for and not more than once a second."""
 
-    def __init__(self, databases: Databases) -> None:
+    def __init__(self, databases: Databases, workers: Workers) -> None:
         self._databases = databases
-        self._began = monotonic()
-        self._taken = 0.0
+        self._workers = workers
+        workers.answers["state"] = lambda _: self._own()
+        self._own_samples: deque[dict[str, Any]] = deque(maxlen=int(WINDOW / FRESH) + 1)
         self._samples: deque[dict[str, Any]] = deque(maxlen=SECONDS)
+        self._taken = 0.0
         self._current: dict[str, Any] = {}
 
-    def current(self, *, history: bool = False) -> dict[str, Any]:
+    async def current(self, *, history: bool = False) -> dict[str, Any]:
         """Return the state as JSON takes it, with the newest sample, or with all there are."""
         now = monotonic()
         if now - self._taken >= FRESH:
             self._taken = now
-            self._samples.append(self._sample(now))
-            self._current = self._describe()
+            states = [*(await self._workers.ask("state")).values()]
+            self._samples.append({"at": round(now, 2), "databases": add_samples(states)})
+            self._current = combine(states) | {"silent": self._workers.silent}
         samples = list(self._samples) if history else [self._samples[-1]]
         return self._current | {"samples": samples}
 
-    def _sample(self, now: float) -> dict[str, Any]:
+    def _own(self) -> dict[str, Any]:
+        """Return the state of this worker alone."""
         pools = {pool.name: sample(pool) for pool in self._databases.pools()}
-        return {"at": round(now - self._began, 2), "databases": pools}
-
-    def _describe(self) -> dict[str, Any]:
+        self._own_samples.append({"at": monotonic(), "databases": pools})
         return {
             "service": SERVICE,
             "process": os.getpid(),
             "processes": self._databases.service.web_concurrency,
             "time": round(time.time(), 3),
             "event_loop": describe_loop(self._databases.watchdog),
+            "sample": pools,
             "databases": {
                 pool.name: self._describe_pool(each, pool)
                 for each in self._databases.values()
@@ -71,26 +74,22 @@ class State:
         }
 
     def _describe_pool(self, database: Database, pool: "FairPool | ThreadPool") -> dict[str, Any]:
-        holders = pool.holders(MOST)
+        holders, routes = pool.holders(MOST), pool.usage.routes
         samples = [
             {"at": each["at"], **each["databases"][pool.name]}
-            for each in self._samples
+            for each in self._own_samples
             if pool.name in each["databases"]
         ]
-        load = measure(samples, pool.usage.routes.values())
-        routes = sorted(
-            pool.usage.routes.items(),
-            key=lambda item: item[1].held / max(item[1].checkouts, 1),
-            reverse=True,
-        )
+        load = measure(samples, routes.values())
         return {
             "up": database.probe.is_up,
             "pool": asdict(pool.snapshot()),
             "holders": [describe_holder(each) for each in holders],
-            "routes": [{"route": name, **asdict(use)} for name, use in routes[:MOST]],
+            "routes": [{"route": name, **asdict(use)} for name, use in routes.items()],
             "settings": settings_of(database),
             "load": load and asdict(load),
-            "advice": advise(database, pool, holders, load),
+            "advice": advise(database, pool, holders),
+            "sizing": advise_size(database, pool, load, routes) if load else [],
         }
 
 
