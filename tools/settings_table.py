@@ -81,8 +81,8 @@ def env_example(text: str) -> str:
     """Write the settings into the template of `.env.example`."""
     replicas = [(n, f) for n, f in DatabaseSettings.model_fields.items() if n in ONLY_REPLICAS]
     for begins, written, ends in (
-        (r"# A file that holds the URL, ", of_the_first(), r"\{% for db in dbs\[1:\]"),
-        (r"# Whether the primary is read ", lines("{{ db.env_prefix }}", replicas), r"\{% elif "),
+        (r"# A file that contains the URL, ", of_the_first(), r"\{% for db in dbs\[1:\]"),
+        (r"# Whether reads go to ", lines("{{ db.env_prefix }}", replicas), r"\{% elif "),
         (
             r"(?<=\n# The service itself\n)",
             lines("", ServiceSettings.model_fields.items()),

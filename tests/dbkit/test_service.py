@@ -37,8 +37,8 @@ async def test_a_wrong_setting_stops_the_start(
 
     assert caught.value.faults == (
         (
-            f"SHUTDOWN_DELAY: '{text}' is not a number from 0 to 3600. Seconds between SIGTERM,"
-            " from which on /readyz answers 503, and the end of service. Default: 0."
+            f"SHUTDOWN_DELAY: '{text}' is not a number from 0 to 3600. Seconds to keep serving"
+            " after SIGTERM, while /readyz returns 503. Default: 0."
         ),
     )
 
@@ -54,7 +54,7 @@ def test_every_fault_is_named_at_once_and_no_token_is_shown() -> None:
         ),
         (
             "POOLS_TOKEN: the value is not 16 characters or more."
-            " Opens the page of the pools, /pools; a secret of 16 characters or more."
+            " Token for /pools; 16 characters or more."
         ),
     )
     token = "s3cret" * 4

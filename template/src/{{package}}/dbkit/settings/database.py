@@ -85,13 +85,13 @@ class DatabaseSettings(BaseModel):
     url: Url
     """Where to connect, as `postgresql://user:password@host:5432/name` or `sqlite:///file`."""
     url_file: str = ""
-    """A file that holds the URL, as containers mount secrets."""
+    """A file that contains the URL, such as a mounted secret."""
     password: Secret = Field(default=None, repr=False)
-    """The password, where the URL holds none."""
+    """The password, if the URL has none."""
     password_file: str = ""
-    """A file that holds the password; read at each connect, so that it may change."""
+    """A file that contains the password; it is read at each connect, so it may change."""
     pgbouncer: bool = False
-    """Whether the URL leads to PgBouncer, or its like, in transaction mode."""
+    """Whether the URL leads to PgBouncer, or a similar pooler, in transaction mode."""
     required: bool = True
     """Whether the service is unready while this database is down."""
     required_at_start: bool = False
@@ -109,45 +109,45 @@ class DatabaseSettings(BaseModel):
     echo: bool = False
     """Log every statement with its parameters; for development."""
     statement_timeout: float = Field(default=30, ge=0, le=86400)
-    """Seconds after which the server cancels a statement; 0 is never."""
+    """Seconds after which the server cancels a statement; 0 disables it."""
     lock_timeout: float = Field(default=5, ge=0, le=86400)
-    """Seconds after which the server gives up waiting for a lock; 0 is never."""
+    """Seconds after which the server gives up waiting for a lock; 0 disables it."""
     min_ready: int = Field(default=1, ge=0, le=1000)
-    """Connections opened at start, and kept open."""
+    """Connections opened at startup, and kept open."""
     idle_timeout: float = Field(default=60, ge=1, le=86400)
-    """Seconds after which an unused connection beyond `pool_size` is closed."""
+    """Seconds after which an idle connection beyond `pool_size` is closed."""
     keepalive: float = Field(default=30, ge=0, le=86400)
-    """Seconds between two pings of an unused connection; 0 is never."""
+    """Seconds between pings of an idle connection; 0 disables them."""
     ping_after: float = Field(default=1, ge=0, le=86400)
-    """Seconds after which an unused connection is pinged before its next use."""
+    """Seconds of idle time after which a connection is pinged before use."""
     ping_timeout: float = Field(default=1, ge=0.05, le=60)
-    """Seconds that the server has to answer a ping."""
+    """Seconds to wait for the answer to a ping."""
     queue_target: float = Field(default=0.05, ge=0, le=60)
-    """Seconds of waiting above which, while they last, requests are shed; 0 is never."""
+    """Seconds of waiting above which a standing queue is shed; 0 disables shedding."""
     queue_interval: float = Field(default=0.5, ge=0.01, le=60)
-    """Seconds for which waits must stay above `queue_target` before requests are shed."""
+    """Seconds for which all waits must exceed `queue_target` before requests are shed."""
     max_waiting: int = Field(default=1000, ge=1, le=100_000)
-    """Requests that may wait at once; the next is shed."""
+    """Requests that may wait at the same time; further ones are shed."""
     breaker_threshold: int = Field(default=3, ge=1, le=100)
-    """Failures to connect, in a row, after which requests are refused at once."""
+    """Failed connects in a row after which requests are rejected at once."""
     drain_timeout: float = Field(default=10, ge=0, le=3600)
-    """Seconds that connections in use are given when the service stops."""
+    """Seconds to wait at shutdown for connections in use."""
     leak_after: float = Field(default=30, ge=0, le=86400)
-    """Seconds after which a connection in use is logged with its route and line; 0 is never."""
+    """Seconds after which a connection in use is logged with its route and line; 0 disables it."""
     connect_timeout: float = Field(default=5, ge=0.1, le=300)
     """Seconds to wait for the server to accept a connection."""
     idle_in_transaction_timeout: float = Field(default=60, ge=0, le=86400)
-    """Seconds after which the server ends a transaction that does nothing; 0 is never."""
+    """Seconds after which the server ends an idle transaction; 0 disables it."""
     client_check_interval: float = Field(default=1, ge=0, le=3600)
-    """Seconds after which the server, in a statement, sees that the service is gone; 0 is never."""
+    """Seconds between the server's checks for a lost client during a statement; 0 disables them."""
     server_settings: Mapping[str, str] = {}
-    """Other settings of the server for each connection, as `-c search_path=app,public`."""
+    """Other server settings for each connection, such as `-c search_path=app,public`."""
     fallback: bool = True
-    """Whether the primary is read in place of a replica that is down or behind."""
+    """Whether reads go to the primary while a replica is down or too far behind."""
     max_lag: float = Field(default=10, ge=0, le=1800)
-    """Seconds behind its primary above which a replica is not read; 0 is never."""
+    """Seconds of lag above which a replica is not read; 0 disables the limit."""
     read_your_writes: bool = True
-    """Whether who has written reads the primary until the replica has what was written."""
+    """Whether a client that has written reads the primary until the replica has caught up."""
 
     @property
     def max_connections(self) -> int:

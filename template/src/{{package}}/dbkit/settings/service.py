@@ -14,23 +14,23 @@ class ServiceSettings(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     shutdown_delay: float = Field(default=0, ge=0, le=3600)
-    """Seconds between SIGTERM, from which on /readyz answers 503, and the end of service."""
+    """Seconds to keep serving after SIGTERM, while /readyz returns 503."""
     web_concurrency: int = Field(default=1, ge=1, le=1000)
-    """Processes in each instance of the service; uvicorn starts so many."""
+    """Processes of each instance; uvicorn starts this many."""
     instances: int = Field(default=1, ge=1, le=10_000)
     """Instances of the service in production: its pods, containers or machines."""
     deploy_surge: int = Field(default=1, ge=0, le=10_000)
-    """Instances that run beside them while a new version is deployed."""
+    """Additional instances during a rolling deployment."""
     pools_token: str = Field(default="", min_length=16, repr=False)
-    """Opens the page of the pools, /pools; a secret of 16 characters or more."""
+    """Token for /pools; 16 characters or more."""
     metrics_token: str = Field(default="", min_length=16, repr=False)
-    """Opens /metrics for Prometheus; a secret of 16 characters or more."""
+    """Token for /metrics; 16 characters or more."""
     pools_log_interval: float = Field(default=0, ge=0, le=86400)
-    """Seconds between two lines that the log has of each pool; 0 is never."""
+    """Seconds between log lines about each pool; 0 disables them."""
     blocked_loop_after: float = Field(default=0.5, ge=0, le=60)
-    """Seconds of a blocked event loop after which the line that blocks it is logged; 0 is never."""
+    """Seconds of a blocked event loop after which the blocking line is logged; 0 disables it."""
     silenced_checks: str = ""
-    """Ids of findings that `manage.py check` leaves out, with commas between them."""
+    """Ids of findings that `manage.py check` hides, separated by commas."""
 
     @property
     def processes(self) -> int:
