@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import copier
 import jinja2
 import pytest
 from copier import run_copy, run_recopy, run_update
@@ -316,16 +317,28 @@ def test_a_path_of_this_machine_is_told_from_a_url(
 def test_the_command_with_defaults_names_the_service_after_its_folder(
     template_repository: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "order-service"
-    folder.mkdir()
+    folder = tmp_path / "services" / "order-service"
+    folder.mkdir(parents=True)
+    git(tmp_path, "init", "--quiet")
     command = [COPIER, "copy", "--defaults", template_repository, "."]
 
     done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr
     assert "Order Service is in .: package order_service, primary on postgresql." in done.stderr
+    # It is part of a repository already.
+    assert "\n  uv lock && git add . && git commit " in done.stderr
     assert "cd " not in done.stderr
     assert "project_name: Order Service\n" in (folder / ".copier-answers.yml").read_text()
+
+
+def test_the_question_explains_what_copier_says_of_no_yaml() -> None:
+    """A comma that is missing never reaches our validator."""
+    said = '"Invalid input"'
+    (copiers,) = Path(str(copier.__file__)).parent.glob("_user_data.py")
+
+    assert f"return {said}" in copiers.read_text(encoding="utf-8")
+    assert f"{said} below means that" in (ROOT / "copier.yml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
