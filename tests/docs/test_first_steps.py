@@ -74,7 +74,8 @@ def test_each_step_works_as_it_is_written(template_repository: Path, tmp_path: P
     tests = folder / "tests" / "test_items.py"
     tests.write_text(f"{tests.read_text()}\n\n{test}")
     assert " passed" in succeeds(folder, "uv run pytest")
-    linted = run(folder, Path(sys.executable).with_name("ruff"), "check", "--no-cache", ".")
+    ruff = [Path(sys.executable).with_name("ruff")]
+    linted = run(folder, *ruff, "check", ".")
     assert linted.returncode == 0, linted.stdout
 
     commit_all(folder)
@@ -87,7 +88,14 @@ def test_each_step_works_as_it_is_written(template_repository: Path, tmp_path: P
     commit_all(folder)
     migrate, *delete = blocks("console")[-1].splitlines()
     assert "downgraded from 0001" in succeeds(folder, migrate)
+    *delete, fix = delete
     for command in delete:
         assert run(folder, "bash", "-c", command).returncode == 0
+    fixed = run(folder, *ruff, *fix.removeprefix("uv run ruff ").split())
+    assert fixed.stdout == "Found 1 error (1 fixed, 0 remaining).\n"
+    assert run(folder, *ruff, "check", ".").returncode == 0
     assert "0 findings" in succeeds(folder, "uv run manage.py check")
     assert "2 passed" in succeeds(folder, "uv run pytest")
+    assert "included its router" in succeeds(folder, "uv run manage.py startapp invoices")
+    linted = run(folder, *ruff, "check", ".")
+    assert linted.returncode == 0, linted.stdout

@@ -62,8 +62,8 @@ def test_commands_scripts_notebooks_and_the_shell(service: Path) -> None:
         f"cell({text!r})\n" for text in (first, LOOK, last, "print(primary)")
     )
 
-    seeded = manage(service, "seed", "--count", "3")
-    assert seeded.stdout == "primary: upgraded to 0001: create items.\n"
+    restocked = manage(service, "restock", "--count", "3")
+    assert restocked.stdout == "primary: upgraded to 0001: create items.\n"
     elsewhere = {"PYTHONPATH": str(service / "src")}
     script = service / "scripts" / "prices.py"
     assert run(Path("/"), sys.executable, script, variables=elsewhere).stdout == "3\n"

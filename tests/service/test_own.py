@@ -55,7 +55,9 @@ def test_python_is_that_of_its_representative(variant: Variant, render: Renderer
 def test_checks_find_nothing_and_first_migrations_equal_the_models(
     variant: Variant, folder: Path, variables: dict[str, str]
 ) -> None:
-    commands = ["migrate", "check --fail-level warning", "makemigrations none"]
+    last = variant.names_of_databases[-1]
+    feature = f"startapp order_lines --database {last}"
+    commands = [feature, "migrate", "check --fail-level warning", "makemigrations none"]
 
     done = manage_in_turn(folder, *commands, variables=variables)
 
@@ -65,10 +67,15 @@ def test_checks_find_nothing_and_first_migrations_equal_the_models(
     )
     assert done.returncode == 0, done.stdout
     assert done.stdout.endswith(f"\n{said}"), done.stdout
+    ruff = Path(sys.executable).with_name("ruff")
+    for command in ("check", "format --check"):
+        linted = run(folder, ruff, *command.split(), "--no-cache", ".")
+        assert linted.returncode == 0, linted.stdout
 
 
 @of_each_python
 def test_own_tests_pass(folder: Path, variables: dict[str, str]) -> None:
+    """With those of the feature that `startapp` has written above."""
     # Of the plugins in this environment, a service has AnyIO's.
     done = run(
         folder,

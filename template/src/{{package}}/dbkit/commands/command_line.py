@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cached_property, wraps
+from functools import wraps
 from importlib import import_module
 from inspect import iscoroutinefunction
 from pathlib import Path
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from . import data
 from . import pools as pools_commands
+from .service import DatabaseOption, Service, apply
 
 if TYPE_CHECKING:
     from sqlalchemy.exc import DBAPIError
@@ -25,45 +27,6 @@ if TYPE_CHECKING:
     from ..database.database import Database
     from ..database.databases import Databases
     from .checks import Finding
-
-
-class Service:
-    """What the commands work on."""
-
-    def __init__(self, databases: "Databases | str", app: str, root: Path) -> None:
-        self._databases = databases
-        self.app = app
-        self.root = root
-
-    @cached_property
-    def databases(self) -> "Databases":
-        """The databases, imported if they are only named."""
-        if isinstance(self._databases, str):
-            module, _, attribute = self._databases.partition(":")
-            return getattr(import_module(module), attribute)
-        return self._databases
-
-    def selected(self, name: str | None) -> "list[Database]":
-        """Return the named database, or all."""
-        if name is None:
-            return list(self.databases.values())
-        if name not in self.databases:
-            sys.exit(f"no database {name}; there is {', '.join(self.databases)}")
-        return [self.databases[name]]
-
-    def migrated(self, name: str | None) -> "list[Database]":
-        """Return the named database, or all, whose schema is ours; with its tables known."""
-        chosen = [database for database in self.selected(name) if database.base]
-        if name and (primary := self.databases[name].replica_of):
-            sys.exit(
-                f"{name} is a replica: what is migrated in {primary.name} comes to it by itself"
-            )
-        if not chosen:
-            sys.exit(
-                f"{name or 'no database'} has no migrations of ours: it is declared without a base"
-            )
-        import_module(self.app.partition(":")[0])
-        return chosen
 
 
 class Commands(typer.Typer):
@@ -123,8 +86,10 @@ def message_of(error: Exception) -> str:
             return str(error)
         case DBAPIError():
             return first_line(error)
-        case PermissionError() | FileExistsError():
+        case PermissionError() | FileExistsError() | FileNotFoundError() if error.filename:
             return f"{error.filename}: {error.strerror}"
+        case RuntimeError() if "python-multipart" in str(error):
+            return "A parameter with Form() or File() needs a package: uv add python-multipart"
         case _:
             return ""
 
@@ -149,18 +114,14 @@ def manage(databases: "Databases | str", *, app: str, root: Path) -> typer.Typer
     @cli.callback()
     def prepare(context: typer.Context) -> None:  # pyright: ignore[reportUnusedFunction] -- typer calls it
         context.obj = service
+        service.called_from = Path.cwd()
         os.chdir(service.root)
 
     schema = (migrate, makemigrations, showmigrations, inspectdb)
-    for command in (check, *schema, shell, dbshell, runserver):
+    for command in (check, *schema, startapp, *data.COMMANDS, shell, dbshell, runserver):
         cli.command()(command)
     typer.Typer.add_typer(cli, pools_commands.cli, name="pools")
     return cli
-
-
-DatabaseOption = Annotated[
-    str | None, typer.Option("--database", metavar="NAME", help="Only this database.")
-]
 
 
 def check(
@@ -257,17 +218,6 @@ def migrate(
                 apply(each, to)
 
 
-def apply(database: "Database", to: str = "head") -> None:
-    """Migrate one database, and say each step."""
-    from . import migrations
-
-    def say(step: str) -> None:
-        typer.echo(f"{database.name}: {step}")
-
-    if not asyncio.run(migrations.migrate(database, to, on_step=say)):
-        say("nothing to migrate")
-
-
 def makemigrations(
     context: typer.Context,
     message: Annotated[
@@ -354,6 +304,27 @@ def inspectdb(
         typer.echo(asyncio.run(inspection.inspect(chosen, table or ())), nl=False)
 
 
+def startapp(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Its package and table, as `orders`.")],
+    model: Annotated[
+        str | None, typer.Argument(help="Its model, if not the singular, as `Order`.")
+    ] = None,
+    database: DatabaseOption = None,
+) -> None:
+    """Write a feature in the form of the example.
+
+    That is a package with models, schemas and a router, its tests, and its first migration.
+    Without --database, its table is in the first.
+    """
+    from . import features
+
+    service: Service = context.obj
+    chosen = service.migrated(database or next(iter(service.databases)))[0]
+    for line in features.write(chosen, name, model, service.app):
+        typer.echo(line)
+
+
 def shell(context: typer.Context) -> None:
     """Open Python with the databases, models and await.
 
@@ -371,22 +342,13 @@ def dbshell(context: typer.Context, database: DatabaseOption = None) -> None:
 
     Without --database, that of the first.
     """
-    from ..settings.credentials import Credentials
-    from ..settings.server import write_options
     from .development import development_servers
-    from .shells import SHELLS
+    from .shells import SHELLS, way_in
 
     service: Service = context.obj
     chosen = service.selected(database)[0]
     with development_servers([chosen]):
-        settings = chosen.read_settings()
-        secret = asyncio.run(Credentials(settings.password, settings.password_file).ask())
-        password = secret or settings.url.password
-        url = settings.url.set(password=password)
-        if chosen.dialect == "postgresql" and settings.server_settings:
-            options = write_options(settings.server_settings)
-            url = url.update_query_dict({"options": options})
-        command, told = SHELLS[chosen.dialect](url)
+        command, told = SHELLS[chosen.dialect](way_in(chosen))
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the shell.
         done = subprocess.run(command, env={**os.environ, **told}, check=False)  # noqa: S603 -- a shell is what was asked for
     raise typer.Exit(done.returncode)

@@ -26,8 +26,12 @@ PACKAGES: Mapping[str, Package] = {
     "mariadb-install-db": Package("mariadb-server-core", "mariadb"),
     "my_print_defaults": Package("mariadb-client-core", "mariadb"),  # mariadb-install-db runs it.
     "mariadb": Package("mariadb-client-core", "mariadb", "MariaDB.Server"),
+    "mariadb-dump": Package("mariadb-client", "mariadb", "MariaDB.Server"),
     # brew does not link libpq by itself.
     "psql": Package(
+        "postgresql-client", "libpq && brew link --force libpq", "PostgreSQL.PostgreSQL.18"
+    ),
+    "pg_dump": Package(
         "postgresql-client", "libpq && brew link --force libpq", "PostgreSQL.PostgreSQL.18"
     ),
     "sqlite3": Package("sqlite3", "sqlite", "SQLite.SQLite"),

@@ -1,5 +1,6 @@
 """The shell of a database: which program it is, and how it is told where to connect."""
 
+import asyncio
 import shutil
 import ssl
 import sys
@@ -8,13 +9,25 @@ from importlib.util import find_spec
 
 from sqlalchemy import URL
 
+from ..database.database import Database
 from ..errors import EmbeddedFailed
-from ..settings.credentials import TLS_PARAMETERS
+from ..settings.credentials import TLS_PARAMETERS, Credentials
+from ..settings.server import write_options
 from .embedded import find_binaries
 from .programs import how_to_install
 
 Shell = tuple[list[str], dict[str, str]]
 """A program to run, and what its environment tells it: arguments are open to every user."""
+
+
+def way_in(database: Database) -> URL:
+    """Return where the database is, with the password and the settings of its sessions."""
+    settings = database.read_settings()
+    secret = asyncio.run(Credentials(settings.password, settings.password_file).ask())
+    url = settings.url.set(password=secret or settings.url.password)
+    if database.dialect == "postgresql" and settings.server_settings:
+        url = url.update_query_dict({"options": write_options(settings.server_settings)})
+    return url
 
 
 def shell_postgresql(url: URL) -> Shell:
@@ -25,6 +38,11 @@ def shell_postgresql(url: URL) -> Shell:
             psql = shutil.which("psql", path=find_binaries())
     if psql is None:
         sys.exit(not_found("psql"))
+    return to_postgresql(psql, url)
+
+
+def to_postgresql(program: str, url: URL) -> Shell:
+    """Return a program of PostgreSQL's, told where to connect."""
     given = {
         "PGHOST": url.host,
         "PGPORT": url.port,
@@ -35,7 +53,7 @@ def shell_postgresql(url: URL) -> Shell:
         "PGOPTIONS": url.query.get("options"),
         **{f"PG{name.upper()}": url.query.get(name) for name in TLS_PARAMETERS},
     }
-    return [psql], {name: str(value) for name, value in given.items() if value}
+    return [program], {name: str(value) for name, value in given.items() if value}
 
 
 def shell_mysql(url: URL) -> Shell:
@@ -43,6 +61,11 @@ def shell_mysql(url: URL) -> Shell:
     program = shutil.which("mariadb") or shutil.which("mysql")
     if program is None:
         sys.exit(not_found("mariadb"))
+    return to_mysql(program, url)
+
+
+def to_mysql(program: str, url: URL) -> Shell:
+    """Return a program of MariaDB's or MySQL's, told where to connect."""
     authority, folder = url.query.get("sslrootcert"), None
     if authority == "system":
         machine = ssl.get_default_verify_paths()

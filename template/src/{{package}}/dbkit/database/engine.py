@@ -62,7 +62,7 @@ HINTS = {
     "28P01": "the server refused the user or the password",
     "28000": "the server refused the user, or asks for TLS (?sslmode=require) or for a certificate"
     " (&sslcert=)",
-    "3D000": "the server has no such database: create it, or correct the name",
+    "3D000": "the server has no such database: correct the name, or run `manage.py create`",
     "53300": "the server has no connection left: see `manage.py check`",
     "57P03": "the server is starting up or shutting down",
 }

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ...database.budget import HINT, Claim, excesses, read_limits
 from ...database.database import Database
 from ...database.databases import Databases
+from ...engines.sqlstates import sqlstate
 from ...errors import DatabaseError, NotConfigured
 from ...settings.database import environment
 from ...settings.service import read_service_settings
@@ -127,7 +128,13 @@ async def run(check_: Check, subject: Subject) -> AsyncGenerator[Finding]:
         raise
     except DBAPIError as error:
         reason = str(error.orig).partition("\n")[0]
-        yield subject.finding("database.W004", f"{check_.__name__} cannot be made: {reason}")
+        hint = ""
+        if check_ is check_schema and sqlstate(error) == "42501":
+            hint = (
+                "as the user who owns the tables, run `manage.py create"
+                f" --database {subject.database.name} --role ROLE`, which lets ROLE read it"
+            )
+        yield subject.finding("database.W004", f"{check_.__name__} cannot be made: {reason}", hint)
 
 
 def address(url: URL) -> object:
