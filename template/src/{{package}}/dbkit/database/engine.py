@@ -14,7 +14,7 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from ..callsites import raising_lines
-from ..engines.base import Engine, load
+from ..engines.base import Connecting, Engine, load
 from ..engines.failures import driver_error, schema_differs
 from ..engines.metadata import NoTimeZone
 from ..engines.sqlstates import BUGS, DISCONNECTED, READ_ONLY, UNKNOWN_STATEMENT, sqlstate
@@ -99,12 +99,7 @@ def create_engine(
         connect_args={
             **options.pop("connect_args", {}),
             **kind.connect_args(
-                name,
-                settings,
-                label=f"{SERVICE}:{name}",
-                fence=fence,
-                pooled=pooled,
-                read_only=read_only,
+                Connecting(name, settings, f"{SERVICE}:{name}", fence, pooled, read_only)
             ),
         },
         echo=settings.echo,

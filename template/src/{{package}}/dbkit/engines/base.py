@@ -1,6 +1,7 @@
 """What differs between servers and their drivers, behind one interface: a file for each."""
 
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import resolve_name
@@ -21,6 +22,20 @@ LONGEST_WAIT = 31_536_000
 Work = Coroutine[Any, Any, None]
 
 
+@dataclass(frozen=True, slots=True)
+class Connecting:
+    """What an engine's connections are made for."""
+
+    name: str
+    settings: DatabaseSettings
+    label: str
+    """What the server shows of a connection."""
+    fence: float | None
+    """Seconds, beyond the server's own `statement_timeout`, after which it counts as frozen."""
+    pooled: bool
+    read_only: bool
+
+
 class Engine:
     """One kind of server, and its driver. No method but `ping` asks the server anything."""
 
@@ -37,21 +52,8 @@ class Engine:
     verdicts = Verdicts(lambda _: Left.NOTHING)
     """What a statement leaves on its connection."""
 
-    def connect_args(
-        self,
-        name: str,
-        settings: DatabaseSettings,
-        *,
-        label: str,
-        fence: float | None,
-        pooled: bool,
-        read_only: bool,
-    ) -> dict[str, Any]:
-        """Translate the settings to the driver's arguments.
-
-        `label` is what the server shows of the connection; `fence` is for a frozen server, in
-        seconds, beyond the server's own `statement_timeout`.
-        """
+    def connect_args(self, wanted: Connecting) -> dict[str, Any]:
+        """Translate the settings to the driver's arguments."""
         raise NotImplementedError
 
     def encode_password(self, password: object) -> Any:

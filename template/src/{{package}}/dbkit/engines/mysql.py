@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ..settings import credentials
 from ..settings.database import DatabaseSettings
-from .base import LONGEST_WAIT, Engine, Work, leave_to_begin
+from .base import LONGEST_WAIT, Connecting, Engine, Work, leave_to_begin
 from .failures import parameters_of
 from .session_state import FLAGS, START, Left, Verdicts
 from .sqlstates import TRANSLATIONS
@@ -426,22 +426,14 @@ class Mysql(Engine):
     limits_query = LIMITS
     verdicts = Verdicts(find_left)
 
-    def connect_args(
-        self,
-        name: str,
-        settings: DatabaseSettings,
-        *,
-        label: str,
-        fence: float | None,
-        pooled: bool,
-        read_only: bool,
-    ) -> dict[str, Any]:
+    def connect_args(self, wanted: Connecting) -> dict[str, Any]:
         """Translate the settings to the driver's arguments."""
+        settings = wanted.settings
         return {
-            "async_creator_fn": opener(name, migrates=not pooled),
+            "async_creator_fn": opener(wanted.name, migrates=not wanted.pooled),
             "connect_timeout": settings.connect_timeout,
-            "read_timeout": fence,
-            "program_name": label,  # in performance_schema.session_connect_attrs
+            "read_timeout": wanted.fence,
+            "program_name": wanted.label,  # in performance_schema.session_connect_attrs
             "init_command": session_settings(settings),
             "ssl": tls(settings.url),
         }

@@ -12,7 +12,7 @@ from sqlalchemy.exc import InvalidRequestError
 from ..settings.credentials import tls
 from ..settings.database import DatabaseSettings
 from ..settings.urls import hosts
-from .base import Engine
+from .base import Connecting, Engine
 from .pgbouncer import behind_pgbouncer
 from .session_state import FLAGS, START, Left, Verdicts
 from .sqlstates import IN_ABORTED, sqlstate
@@ -313,23 +313,15 @@ class Postgresql(Engine):
     limits_query = LIMITS
     verdicts = VERDICTS
 
-    def connect_args(
-        self,
-        name: str,
-        settings: DatabaseSettings,
-        *,
-        label: str,
-        fence: float | None,
-        pooled: bool,
-        read_only: bool,
-    ) -> dict[str, Any]:
+    def connect_args(self, wanted: Connecting) -> dict[str, Any]:
         """Translate the settings to the driver's arguments."""
+        settings, read_only = wanted.settings, wanted.read_only
         arguments: dict[str, Any] = {
             "timeout": settings.connect_timeout + GRACE,
-            "command_timeout": fence,
-            "connection_class": watched(connection_class(name)),
+            "command_timeout": wanted.fence,
+            "connection_class": watched(connection_class(wanted.name)),
             "server_settings": {
-                "application_name": label,
+                "application_name": wanted.label,
                 **parameters(settings, read_only=read_only),
             },
         }
@@ -338,7 +330,7 @@ class Postgresql(Engine):
         if context := tls(settings.url):
             arguments["ssl"] = context
         if settings.pgbouncer:
-            return behind_pgbouncer(name, arguments, pooled=pooled)
+            return behind_pgbouncer(wanted.name, arguments, pooled=wanted.pooled)
         return arguments
 
     def note(self, cursor: Any, statement: str) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ..settings.database import DatabaseSettings
-from .base import Engine, leave_to_begin
+from .base import Connecting, Engine, leave_to_begin
 from .session_state import FLAGS, START, Left, Verdicts
 from .sqlstates import TRANSLATIONS, limit_of
 from .transactions import Failure, aborted, refuse_after_failure
@@ -173,9 +173,12 @@ class Sqlite(Engine):
     begin_sandbox = "BEGIN IMMEDIATE"
     verdicts = VERDICTS
 
-    def connect_args(self, name: str, settings: DatabaseSettings, **_: Any) -> dict[str, Any]:
+    def connect_args(self, wanted: Connecting) -> dict[str, Any]:
         """Translate the settings to the driver's arguments."""
-        return {"timeout": settings.lock_timeout, "async_creator_fn": opener(name)}
+        return {
+            "timeout": wanted.settings.lock_timeout,
+            "async_creator_fn": opener(wanted.name),
+        }
 
     def set_up(self, connection: Any, settings: DatabaseSettings) -> None:
         """Set what SQLite leaves off: foreign keys, a journal that lets readers read."""
