@@ -34,7 +34,7 @@ class Background:
         self.tasks: set[asyncio.Task[None]] = set()
         self._leave = leave
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._watchers: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self._changed = asyncio.Event()
 
     def attach(self) -> asyncio.AbstractEventLoop:
         """Return the running loop, and leave the one before it."""
@@ -46,7 +46,7 @@ class Background:
                     raise exc.InvalidRequestError(f"{self.name}: {said}")
                 self.cancel(*self._timers)
                 self.tasks.clear()
-                self._watchers.clear()
+                self._changed = asyncio.Event()
                 self._leave()
             self.loop, self._process = loop, os.getpid()
         return loop
@@ -89,20 +89,13 @@ class Background:
 
     async def until(self, condition: Callable[[], bool], timeout: float | None = None) -> None:
         """Wait until a condition holds, for `timeout` seconds at the most; see `look`."""
-        if condition():
-            return
-        watcher = condition, self.attach().create_future()
-        self._watchers.append(watcher)
-        try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await watcher[1]
-        finally:
-            with suppress(ValueError):
-                self._watchers.remove(watcher)
+        self.attach()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while not condition():
+                    self._changed.clear()
+                    await self._changed.wait()
 
     def look(self) -> None:
-        """Wake those whose condition holds by now."""
-        for condition, future in self._watchers:
-            if not future.done() and condition():
-                future.set_result(None)
+        """Wake those whose condition may hold by now."""
+        self._changed.set()
