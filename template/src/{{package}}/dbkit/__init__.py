@@ -59,33 +59,21 @@ __all__ = [
     "sync_session_from",
 ]
 
-_MODULES = {
-    "install": "web.install",
-    "job": "context",
-    "opened": "commands.outside",
-    "Database": "database.database",
-    "Databases": "database.databases",
-    "reader_from": "web.dependencies",
-    "session_from": "web.dependencies",
-    "sync_session_from": "web.dependencies",
-    "DatabaseError": "errors",
-    "NotConfigured": "errors",
-    "NotOpen": "errors",
-    "PoolClosed": "errors",
-    "PoolOverloaded": "errors",
-    "PoolTimeout": "errors",
-    "ReadOnly": "errors",
-    "TransactionAborted": "errors",
-    "Unreachable": "errors",
-    "DATABASE_RESPONSES": "web.problems",
-    "Problem": "web.problems",
-    "problem": "web.problems",
-    "NAMING_CONVENTION": "engines.metadata",
-    "TYPES": "engines.metadata",
-    "Reader": "database.readers",
-    "DatabaseSettings": "settings.database",
-    "Holder": "errors",
+_NAMES = {
+    "commands.outside": "opened",
+    "context": "job",
+    "database.database": "Database",
+    "database.databases": "Databases",
+    "database.readers": "Reader",
+    "engines.metadata": "NAMING_CONVENTION TYPES",
+    "errors": "DatabaseError Holder NotConfigured NotOpen PoolClosed PoolOverloaded PoolTimeout"
+    " ReadOnly TransactionAborted Unreachable",
+    "settings.database": "DatabaseSettings",
+    "web.dependencies": "reader_from session_from sync_session_from",
+    "web.install": "install",
+    "web.problems": "DATABASE_RESPONSES Problem problem",
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> object:
