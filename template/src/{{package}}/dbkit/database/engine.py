@@ -22,7 +22,7 @@ from ..engines.transactions import note_failure, refuse_control
 from ..errors import Unreachable
 from ..loggers import logger_named
 from ..pool import FairPool
-from ..pool.timeouts import within
+from ..pool.timeouts import Timers, within
 from ..pool.usage import time_statements
 from ..settings.credentials import REFUSED, Credentials
 from ..settings.database import DatabaseSettings
@@ -187,7 +187,7 @@ async def connect_within(
             if (encoded := kind.encode_password(arguments.get("password"))) is not None:
                 arguments["password"] = encoded
             await find_hosts(arguments, seconds / 2)
-            arguments["loop"] = LookingUp()
+            arguments["loop"] = LookingUp(call_later=Timers().call_later)
             connection = await greenlet_spawn(connect, **arguments)
             connection.driver_connection._loop = arguments["loop"].loop  # noqa: SLF001 -- as it is found
             return connection, password

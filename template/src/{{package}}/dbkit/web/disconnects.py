@@ -10,9 +10,10 @@ import asyncio
 from starlette.types import Message, Receive
 
 from ..context import RequestContext
+from ..pool.timeouts import Timers
 
 NOTICE_AFTER = 0.1
-"""Seconds after which a request is watched; shorter ones cost a timer and no task."""
+"""Seconds after which a request is watched; shorter ones cost no task."""
 
 
 class Watch:
@@ -21,15 +22,17 @@ class Watch:
     _messages: asyncio.Queue[Message]
     """What the watcher has read, once there is one."""
 
-    def __init__(self, request: RequestContext, receive: Receive) -> None:
+    def __init__(
+        self, request: RequestContext, headers: dict[bytes, bytes], receive: Receive, timers: Timers
+    ) -> None:
         self._request = request
         self._receive = receive
-        self._waiting_body = any(
-            name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
-            for name, value in request.scope["headers"]
+        self._waiting_body = (
+            b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
         )
         self._watcher: asyncio.Task[None] | None = None
-        self._timer = self._watch_later()
+        self._timers = timers
+        self._timer = timers.call_later(NOTICE_AFTER, self._watch)
 
     async def receive(self) -> Message:
         """Pass a message on to the application."""
@@ -48,14 +51,12 @@ class Watch:
         if self._watcher is not None:
             self._watcher.cancel()
 
-    def _watch_later(self) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(NOTICE_AFTER, self._watch)
-
     def _watch(self) -> None:
         if not self._request.watched:
             return
         if self._waiting_body:
-            self._timer = self._watch_later()  # The application still reads: it sees the end.
+            # The application still reads: it sees the end.
+            self._timer = self._timers.call_later(NOTICE_AFTER, self._watch)
         else:
             self._messages = asyncio.Queue(1)  # So that the rest is not read ahead of its reader.
             self._watcher = asyncio.get_running_loop().create_task(self._cancel_when_left())

@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
-from starlette.types import Scope
-
 from ..clock import monotonic
 from ..context import RequestContext, job_name, request_id
 from ..errors import NotConfigured
@@ -144,13 +142,12 @@ def say(request: RequestContext, status: int) -> None:
     logger.handle(logger.makeRecord(logger.name, level, "", 0, message, (), None, extra=line))
 
 
-def find_id(scope: Scope) -> str:
+def find_id(headers: dict[bytes, bytes]) -> str:
     """Return the id that a request came with, its trace's if it has none, or a new one."""
-    headers: dict[bytes, bytes] = dict(scope["headers"])
     given = headers.get(b"x-request-id", b"").decode("latin-1")[:64]
     if not given and (trace := headers.get(b"traceparent")):
         given = trace.decode("latin-1").partition("-")[2].partition("-")[0][:32]
-    return given if SAFE_ID.fullmatch(given) else secrets.token_hex(8)
+    return given if given and SAFE_ID.fullmatch(given) else secrets.token_hex(8)
 
 
 class JsonFormatter(logging.Formatter):

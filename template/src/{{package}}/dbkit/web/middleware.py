@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..context import RequestContext, enter
 from ..errors import DatabaseError
+from ..pool.timeouts import Timers
 from ..telemetry.repeats import is_watching, say_repeats
 from .disconnects import Watch
 from .logs import find_id, say, say_failed, take_over
@@ -37,6 +38,7 @@ class RequestMiddleware:
         )
         self._asked = False
         self._say = say_all if is_watching() else say
+        self._timers: Timers | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -53,10 +55,11 @@ class RequestMiddleware:
             self._asked = True
             take_over()
             add_to_mounted(scope["app"])
-        request = RequestContext(scope, find_id(scope))
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        request = RequestContext(scope, find_id(headers))
         enter(request)  # Until its task ends: the server logs our exceptions after us.
         if scope["type"] == "http":
-            await self._serve(request, receive, send)
+            await self._serve(request, headers, receive, send)
             return
         try:
             await self.app(scope, receive, send)
@@ -67,8 +70,13 @@ class RequestMiddleware:
         finally:
             request.ended = True
 
-    async def _serve(self, request: RequestContext, receive: Receive, send: Send) -> None:
+    async def _serve(
+        self, request: RequestContext, headers: dict[bytes, bytes], receive: Receive, send: Send
+    ) -> None:
         status = 0
+        timers = self._timers
+        if timers is None or timers.loop is not asyncio.get_running_loop():
+            timers = self._timers = Timers()
 
         async def send_noting(message: Message) -> None:
             nonlocal status
@@ -83,7 +91,7 @@ class RequestMiddleware:
 
         if self._replication:
             self._replication.read_positions(request)
-        watch = Watch(request, receive)
+        watch = Watch(request, headers, receive, timers)
         try:
             await self.app(request.scope, watch.receive, send_noting)
         except Exception as error:
