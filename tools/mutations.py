@@ -225,8 +225,8 @@ MUTATIONS = [
     Mutation(
         "a connection counts for the request that began its task",
         "pool/usage.py",
-        "Use(task, current(), now",
-        "Use(task, __import__('dbkit').context.inherited(), now",
+        "request is not None and request.includes(task)",
+        "request is not None",
         CONTEXT,
         "sqlite",
     ),

@@ -601,7 +601,7 @@ WRITES: dict[str, Case] = {
     "delete using another": Case(delete(parts).where(p.thing_id == t.id, t.name == "lamp")),
     "delete by text": Case(text("DELETE FROM parts WHERE id = :id"), {"id": 1}),
     "insert by text": Case(text("INSERT INTO parts (id, thing_id) VALUES (9, 1) RETURNING id")),
-    "cte that writes": Case(select(added.c.id).add_cte(added)),
+    "cte that writes": Case(select(added.c.id).add_cte(added), after=everything),
     "json changed": Case(
         update(things).values(tree=func.jsonb_set(t.tree, "{c}", '"e"')).where(t.id == 1),
         after=select(t.id, t.tree),

@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
+from pickle import dumps, loads
 from types import NoneType
 from typing import Any
 
@@ -199,8 +200,8 @@ def of_error(error: BaseException) -> dict[str, Any]:
     return seen
 
 
-async def compare(database: Database, case: Case) -> None:
-    """Run a statement both ways, on the same rows."""
+async def compare(database: Database, case: Case, *, times: int = 2) -> None:
+    """Run a statement both ways, on the same rows; natively so often: it is compiled but once."""
     pool = database.pool
     native = pool.counters.native
     if case.by_sqlalchemy:
@@ -212,9 +213,11 @@ async def compare(database: Database, case: Case) -> None:
         return
     await fill(database)
     expected = await outcome(database, by_sqlalchemy, case)
-    await fill(database)
-    again = await outcome(database, natively, case)
-    assert again == expected
+    for turn in range(times):
+        if not turn or case.after is not None or not case.statement.is_select:
+            await fill(database)
+        again = await outcome(database, natively, case)
+        assert again == expected
     await until(lambda: pool.checkedout() == 0)
 
 
@@ -225,7 +228,7 @@ async def test_the_result_is_the_same(shop: Database, name: str) -> None:
 
 @pytest.mark.parametrize("name", ERRORS)
 async def test_the_error_is_the_same(shop: Database, name: str) -> None:
-    await compare(shop, ERRORS[name])
+    await compare(shop, ERRORS[name], times=1)
 
 
 NAMES = select(things.c.name).where(things.c.id == bindparam("id"))
@@ -299,6 +302,8 @@ async def test_what_somebody_listens_to_goes_sqlalchemys_way(
     own: Database, change: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     why, begin = CHANGES[change]
+    for _ in range(3):  # From now on it has its plan.
+        await own.reader.scalar(NAMES, {"id": 1})
     end = begin(own.engine.sync_engine)
     try:
         with caplog.at_level("INFO", "sqlalchemy.engine"):
@@ -306,8 +311,49 @@ async def test_what_somebody_listens_to_goes_sqlalchemys_way(
     finally:
         end()
 
-    assert own.pool.snapshot().native == 0
+    assert own.pool.snapshot().native == 3
     assert f"in a greenlet, for {why}:" in caplog.text
+
+
+async def test_a_statement_that_runs_again_is_compiled_no_more(
+    own: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statement = select(things.c.name).where(things.c.id == bindparam("id"))
+    for _ in range(2):
+        assert await own.reader.scalar(statement, {"id": 1}) == "lamp"
+    with monkeypatch.context() as changed:
+        changed.setattr(type(statement), "_compile_w_cache", None)
+        assert await own.reader.scalar(statement, {"id": 1}) == "lamp"
+
+    derived = statement.add_columns(things.c.small)
+    assert list((await own.reader.execute(derived, {"id": 1})).keys()) == ["name", "small"]
+    one = select(literal(1))
+    for _ in range(2):
+        assert await own.reader.scalar(one) == 1
+    assert await own.reader.scalar(loads(dumps(one))) == 1  # noqa: S301 -- ours
+    with pytest.raises(StatementError, match="A value is required"):
+        await own.reader.scalar(statement)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: select(things),
+        lambda: select(things.c.id, things.c.name),
+        lambda: select(things.c.id.label("number"), things.c.name),
+        lambda: select(func.length(things.c.name)),
+        lambda: select(things.alias()),
+        lambda: select(things.c.id).union_all(select(parts.c.id)),
+    ],
+)
+async def test_a_row_knows_the_columns_of_its_own_statement(
+    own: Database, build: Callable[[], Any]
+) -> None:
+    for _ in range(3):
+        statement = build()
+        row: Any = (await own.reader.execute(statement)).first()
+        columns = statement._all_selected_columns  # noqa: SLF001 -- those of the row
+        assert [repr(row._mapping[column]) for column in columns] == list(map(repr, row))  # noqa: SLF001 -- public
 
 
 async def test_a_listener_to_all_sessions_is_told_of_text(own: Database) -> None:

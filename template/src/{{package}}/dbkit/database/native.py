@@ -14,18 +14,19 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import is_
 from typing import Any, NoReturn
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, TableClause
 from sqlalchemy.exc import DBAPIError, MissingGreenlet, UnboundExecutionError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool.base import _ConnectionFairy  # pyright: ignore[reportPrivateUsage] -- as above
 from sqlalchemy.sql import Select, compiler, schema
 from sqlalchemy.sql.base import CompileState
 from sqlalchemy.sql.dml import UpdateBase
-from sqlalchemy.sql.elements import TextClause
+from sqlalchemy.sql.elements import ColumnElement, TextClause
 from sqlalchemy.sql.selectable import CompoundSelect, TextualSelect
 from sqlalchemy.util import greenlet_spawn, immutabledict
 
@@ -44,6 +45,9 @@ DIALECT = "sqlalchemy.dialects.postgresql.asyncpg"
 Asks = tuple[Any, Any, Any]
 OPTIONS: Any = immutabledict({"isolation_level": "AUTOCOMMIT"})
 BUFFERED: Any = immutabledict({"prebuffer_rows": True})
+AS_COMPILED: Any = immutabledict({"_result_disable_adapt_to_context": True})
+PLAN = "_plan"
+"""The attribute of a statement that has its plan."""
 EVENTS = ("do_orm_execute", "after_begin", "after_transaction_create")
 """Of a session; what is run natively has none."""
 
@@ -52,17 +56,23 @@ def nothing() -> None:
     """Do nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A statement that was compiled, with its parameters."""
+@dataclass(slots=True)
+class Plan:
+    """A statement that was compiled, and can be run here."""
 
+    native: Any
+    keys: Any
+    """Of the parameters that it was compiled for."""
     statement: Any
-    parameters: Any
     options: Any
     compiled: Any
     extracted: Any
     values: Any
     cache_hit: Any
+
+    def __reduce__(self) -> Any:
+        """Leave it out of a copy of its statement."""
+        return type(None), ()
 
 
 class Native:
@@ -77,59 +87,82 @@ class Native:
         self._session = Session()  # Knows the listeners to all.
         self._refusals: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
         self._closed = closed_connection(engine)
+        self._linting = self._dialect.compiler_linting | compiler.WARN_LINTING
         self.gets: WeakKeyDictionary[type, Asks] = WeakKeyDictionary()
         """What gets objects of a class by a key of one value: statement, parameters, options."""
 
-    def compile(self, statement: Any, params: Any, options: Any = OPTIONS) -> Ready | None:
+    def known(self, statement: Any, params: Any) -> Plan | None:
+        """Return the plan of a statement that was built once and has run before; else None."""
+        plan = getattr(statement, PLAN, None)
+        if plan is None or plan.native is not self or self._state_refuses():
+            return None
+        given: Any = params
+        keys = given.keys() if isinstance(params, dict) else given
+        return plan if keys == plan.keys else None
+
+    def compile(self, statement: Any, params: Any, for_objects: Any = None) -> Plan | None:
         """Compile a statement that can be run here; None if SQLAlchemy has to run it."""
-        refusal = self._refusal(statement, params)
-        ready = None
+        refusal = self._state_refuses() or self._refusal(statement, params)
+        options = OPTIONS.union(for_objects or ())
+        plan = None
         if not refusal:
-            compiled, *others = statement._compile_w_cache(
+            has_run = "_generate_cache_key" in vars(statement)
+            compiled, extracted, values, hit = statement._compile_w_cache(
                 self._dialect,
                 compiled_cache=self._engine._compiled_cache,
                 column_keys=sorted(params) if params else [],
                 for_executemany=False,
                 schema_translate_map=None,
-                linting=self._dialect.compiler_linting | compiler.WARN_LINTING,
+                linting=self._linting,
             )
             refusal = self._refusals.get(compiled)
             if refusal is None:
                 refusal = self._refusals[compiled] = refusal_of(compiled)
-            given = () if params is None else [params]
-            ready = Ready(statement, given, options, compiled, *others)
+            is_known = hit is self._dialect.CACHE_HIT
+            if is_known and returns_same(statement, compiled.statement):
+                options = options.union(AS_COMPILED)
+            keys = None if params is None else frozenset(params)
+            plan = Plan(self, keys, statement, options, compiled, extracted, values, hit)
+            if has_run and is_known and not refusal and not for_objects:
+                statement._set_memoized_attribute(PLAN, plan)
         if not refusal:
-            return ready
+            return plan
         if self._engine._should_log_info():
             self._engine.logger.info("in a greenlet, for %s:", refusal)
         return None
 
-    def _refusal(self, statement: Any, params: Any) -> str:
-        """Say what keeps a statement from being run here; "" if nothing does."""
-        engine, dialect = self._engine, self._dialect
+    def _state_refuses(self) -> str:
+        """Say what keeps every statement from being run here now; "" if nothing does."""
+        engine, dispatch = self._engine, self._dialect.dispatch
         pool: Any = engine.pool
         refusal = ""
         if engine._has_events or self._closed._has_events:
             refusal = "listeners to the engine"
+        elif engine._execution_options:
+            refusal = "execution options"
         elif pool.dispatch.checkout or pool.dispatch.checkin or pool.dispatch.reset:
             refusal = "listeners to the pool"
-        elif tuple(dialect.dispatch.do_execute) != self._listeners:
+        elif tuple(dispatch.do_execute) != self._listeners:
             refusal = "listeners to do_execute"
-        elif dialect.do_execute != self._execute:
+        elif self._dialect.do_execute != self._execute:
             refusal = "another do_execute"
         elif self._session.dispatch.do_orm_execute:
             refusal = "listeners to sessions"
         elif pool._should_log_debug():
             refusal = "echo_pool"
-        elif not isinstance(statement, self._kinds):
-            refusal = "its kind of statement"
-        elif statement._execution_options or engine._execution_options:
-            refusal = "execution options"
-        elif params is not None and not isinstance(params, dict):
-            refusal = "parameters of several rows"
         return refusal
 
-    async def run(self, ready: Ready, begin: Callable[[], None]) -> Any:
+    def _refusal(self, statement: Any, params: Any) -> str:
+        """Say what keeps this statement from being run here; "" if nothing does."""
+        if not isinstance(statement, self._kinds):
+            return "its kind of statement"
+        if statement._execution_options:
+            return "execution options"
+        if params is not None and not isinstance(params, dict):
+            return "parameters of several rows"
+        return ""
+
+    async def run(self, plan: Plan, params: Any, begin: Callable[[], None]) -> Any:
         """Run a statement in AUTOCOMMIT; `begin` is called once it may begin.
 
         Returns None, with nothing sent, if something of the service's has to be in a greenlet.
@@ -140,9 +173,9 @@ class Native:
         try:
             begin()
             try:
-                with suppress(MissingGreenlet):  # Of a type or a default that awaits something.
-                    context = self._context(ready, slot)
-                if context is None:
+                try:
+                    context = self._context(plan, params, slot)
+                except MissingGreenlet:  # Of a type or a default that awaits something.
                     return None
                 await self._send(context, slot)
                 context.post_exec()
@@ -154,13 +187,13 @@ class Native:
                 raise
             except BaseException as error:
                 is_ours = False
-                await greenlet_spawn(self._fail, pool, slot, ready, context, error)
+                await greenlet_spawn(self._fail, (pool, slot), plan, params, context, error)
                 raise  # In any case.
         finally:
             if is_ours:
                 pool.give_back(slot)
 
-    def _context(self, ready: Ready, slot: Slot) -> Any:
+    def _context(self, plan: Plan, params: Any, slot: Slot) -> Any:
         """Make what has the statement, its parameters and its cursor."""
         if self._engine._should_log_info() != self._closed._echo:
             self._closed = closed_connection(self._engine)
@@ -168,13 +201,13 @@ class Native:
             self._dialect,
             self._closed,
             slot.connection,
-            ready.options,
-            ready.compiled,
-            ready.parameters,
-            ready.statement,
-            ready.extracted,
-            cache_hit=ready.cache_hit,
-            param_dict=ready.values,
+            plan.options,
+            plan.compiled,
+            () if params is None else [params],
+            plan.statement,
+            plan.extracted,
+            cache_hit=plan.cache_hit,
+            param_dict=plan.values,
         )
 
     async def _send(self, context: Any, slot: Slot) -> None:
@@ -188,7 +221,6 @@ class Native:
         use: Any = use_of(slot.record)
         connection: Any = slot.connection
         use.statements += 1
-        use.streams = False
         use.sql_since = began = monotonic()
         connection.autocommit = True
         try:
@@ -199,15 +231,21 @@ class Native:
             use.sql_since = None
 
     def _fail(
-        self, pool: FairPool, slot: Slot, ready: Ready, context: Any, error: BaseException
+        self,
+        taken: tuple[FairPool, Slot],
+        plan: Plan,
+        params: Any,
+        context: Any,
+        error: BaseException,
     ) -> NoReturn:
         """Have SQLAlchemy handle an error as its own, in a greenlet, and raise what it makes."""
-        connection = lent_connection(self._engine, pool, slot)
+        connection = lent_connection(self._engine, *taken)
         try:
             raise error  # noqa: TRY301 -- SQLAlchemy asks what is being handled
         except BaseException:
             if context is None:
-                statement, parameters, cursor = str(ready.compiled), ready.parameters, None
+                parameters: Any = () if params is None else [params]
+                statement, cursor = str(plan.compiled), None
             else:
                 context.root_connection = connection
                 statement, parameters = context.statement, context.parameters[0]
@@ -217,9 +255,7 @@ class Native:
         finally:
             connection.close()
 
-    async def objects(
-        self, statement: Any, params: Any, options: Any, begin: Callable[[], None]
-    ) -> Any:
+    async def objects(self, statement: Any, params: Any, options: Any) -> Any:
         """Run a statement that returns objects, and return them, detached.
 
         None if SQLAlchemy has to do it, as it has to ask for more than this statement.
@@ -233,16 +269,17 @@ class Native:
             statement, options, params = plugin.orm_pre_session_exec(
                 session, statement, params, options, bound, False
             )
-            ready = self.compile(statement, params or {}, OPTIONS.union(options))
-            result = ready and await self.run(ready, begin)
-            if ready is None or result is None:
+            params = params or {}
+            plan = self.compile(statement, params, options)
+            result = plan and await self.run(plan, params, nothing)
+            if plan is None or result is None:
                 return None
             try:
                 return plugin.orm_setup_cursor_result(
                     session, statement, params, options, bound, result
                 )
             except UnboundExecutionError:
-                self._refusals[ready.compiled] = "what is loaded with it"
+                self._refusals[plan.compiled] = "what is loaded with it"
                 return None
 
 
@@ -290,10 +327,16 @@ async def run_natively(
     if native is None:
         return None
     try:
-        if for_objects is not None:
-            return await native.objects(statement, params, for_objects, begin)
-        ready = native.compile(statement, params)
-        return ready and await native.run(ready, begin)
+        plan = None if for_objects else native.known(statement, params)
+        if plan is None:
+            if for_objects is None and not is_core(statement) and not is_plain(statement):
+                for_objects = BUFFERED
+            if for_objects is not None:
+                # Not a writer's: SQLAlchemy may have to run it once more.
+                is_read = begin is nothing
+                return await native.objects(statement, params, for_objects) if is_read else None
+            plan = native.compile(statement, params)
+        return plan and await native.run(plan, params, begin)
     except DBAPIError as error:
         if not is_stale(error):  # Else nothing was done.
             raise
@@ -370,3 +413,38 @@ def cut(slot: Slot) -> None:
     record: Any = slot.record
     slot.driver.terminate()
     record.dbapi_connection = None
+
+
+def returns_same(statement: Any, other: Any) -> bool:
+    """Whether a result of the one can be asked for its columns by those of the other."""
+    columns = getattr(statement, "_raw_columns", ())
+    others = getattr(other, "_raw_columns", ())
+    return len(columns) == len(others) > 0 and all(map(is_, columns, others))
+
+
+def is_core(statement: Any) -> bool:
+    """Whether an ORM session would hand a statement on as it is."""
+    return getattr(statement, "_propagate_attrs", {}).get("compile_state_plugin") != "orm"
+
+
+def is_plain(statement: Any) -> bool:
+    """Whether a statement gives the same rows with and without an ORM session.
+
+    That is one which returns tables, and columns each of which is named in its table as in its
+    class.
+    """
+    if statement.is_dml:
+        returned = statement._returning
+    elif statement.__visit_name__ == "select":
+        returned = statement._raw_columns
+    else:
+        return False
+    return not statement._with_options and all(has_its_name(each) for each in returned)
+
+
+def has_its_name(returned: Any) -> bool:
+    """Whether a table is no class's, and a column has the name that it has in its class."""
+    annotations = returned._annotations
+    if isinstance(returned, ColumnElement):
+        return annotations.get("proxy_key", returned.key) == returned.key
+    return isinstance(returned, TableClause) and "parententity" not in annotations

@@ -11,19 +11,18 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
 
-from sqlalchemy import Engine, Executable, Result, ScalarResult, TableClause, TextClause
+from sqlalchemy import Engine, Executable, Result, ScalarResult, TextClause
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncResult, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.interfaces import ORMOption
 from sqlalchemy.schema import ExecutableDDLElement
-from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import TypedReturnsRows
 from sqlalchemy.util import greenlet_spawn
 
 from ..engines.sqlstates import is_stale
 from ..errors import ReadOnly
-from .native import BUFFERED, get_natively, nothing, run_natively
+from .native import BUFFERED, get_natively, is_plain, nothing, run_natively
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -118,9 +117,9 @@ class Reader:
         """Return the engine to read from now."""
         return self._engine
 
-    async def _read(self, ask: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+    def _read(self, ask: Callable[..., Awaitable[T]], *arguments: Any) -> Awaitable[T]:
         """Ask that engine."""
-        return await ask(self._source().sync_engine, *arguments)
+        return ask(self._source().sync_engine, *arguments)
 
     def _refuse_writes(self, statement: Any) -> None:
         refuse_text(statement)
@@ -186,11 +185,7 @@ async def run(
 
     Natively, where that is the same: it takes half the time.
     """
-    options = None if is_core(statement) or is_plain(statement) else BUFFERED
-    result = None
-    if options is None or begin is nothing:
-        # Not a writer's that returns objects: SQLAlchemy may have to run it once more.
-        result = await run_natively(engine, statement, params, begin, options)
+    result = await run_natively(engine, statement, params, begin)
     if result is None:
         result = await greenlet_spawn(run_alone, engine, statement, params, begin)
     return result
@@ -256,31 +251,3 @@ def refuse_text(statement: Any) -> None:
         raise ArgumentError(
             f"Textual SQL expression {shown!r} should be explicitly declared as text({shown!r})"
         )
-
-
-def is_core(statement: Any) -> bool:
-    """Whether an ORM session would hand a statement on as it is."""
-    return getattr(statement, "_propagate_attrs", {}).get("compile_state_plugin") != "orm"
-
-
-def is_plain(statement: Any) -> bool:
-    """Whether a statement gives the same rows with and without an ORM session.
-
-    That is one which returns tables, and columns each of which is named in its table as in its
-    class.
-    """
-    if statement.is_dml:
-        returned = statement._returning  # noqa: SLF001 -- told nowhere else
-    elif statement.__visit_name__ == "select":
-        returned = statement._raw_columns  # noqa: SLF001 -- told nowhere else
-    else:
-        return False
-    return not statement._with_options and all(has_its_name(each) for each in returned)  # noqa: SLF001 -- told nowhere else
-
-
-def has_its_name(returned: Any) -> bool:
-    """Whether a table is no class's, and a column has the name that it has in its class."""
-    annotations = returned._annotations  # noqa: SLF001 -- told nowhere else
-    if isinstance(returned, ColumnElement):
-        return annotations.get("proxy_key", returned.key) == returned.key
-    return isinstance(returned, TableClause) and "parententity" not in annotations

@@ -20,6 +20,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
+from ..callsites import calling_place
 from ..clock import monotonic
 from ..engines.drivers import ALTERED, BUSY, IN_TRANSACTION
 from ..engines.session_state import Left
@@ -98,7 +99,10 @@ class FairPool(Pool):
     # The contract with sqlalchemy.pool.Pool
 
     def _do_get(self) -> ConnectionPoolEntry:
-        return (self._take_idle() or await_only(self._wait())).record
+        record = (self._take_idle() or await_only(self._wait())).record
+        use: Any = use_of(record)
+        use.place = calling_place()  # Not in `take`: a single statement's task waits there.
+        return record
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         slot = self._slots.get(record)

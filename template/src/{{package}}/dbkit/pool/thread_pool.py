@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import exc
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
-from ..callsites import callers, lines_of
+from ..callsites import callers, calling_place, lines_of
 from ..clock import monotonic
 from ..context import current
 from ..engines.session_state import Left
@@ -184,6 +184,7 @@ class ThreadUse(Use):
     def __init__(self, since: float, waited: float) -> None:
         super().__init__(None, current(), since, waited)
         self.thread = threading.current_thread()
+        self.place = calling_place()
 
     @property
     def task_name(self) -> str:

@@ -4,15 +4,16 @@ import asyncio
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 from sqlalchemy import Engine, event
 from sqlalchemy.pool import ConnectionPoolEntry
 from starlette.types import Scope
 
-from ..callsites import calling_lines, calling_place, waiting_lines, write
+from ..callsites import calling_lines, waiting_lines, write
 from ..clock import monotonic
-from ..context import JOB, RequestContext, current
+from ..context import JOB, RequestContext, current, inherited
 from ..errors import Holder
 from ..loggers import logger_named
 
@@ -69,8 +70,8 @@ class Use:
         self.request = request
         self.since = since
         self.waited = waited
-        self.place = calling_place()
-        """Where in the service it was taken."""
+        self.place: tuple[CodeType, int] | None = None
+        """Where in the service it was taken; None of a single statement, whose task waits there."""
         self.statements = 0
         self.streams = False
         """Whether the rows of the latest are fetched bit by bit, of which no time is noted."""
@@ -171,7 +172,9 @@ class Usage:
         if task in self._holding and not waited:  # Else it was asked before it waited.
             self.ask(task)
         info: Any = record.record_info
-        info[KEY] = Use(task, current(), now, waited)
+        request = inherited()
+        is_its = request is not None and request.includes(task)
+        info[KEY] = Use(task, request if is_its else None, now, waited)
         self._holding[task] = record
 
     def give(self, record: ConnectionPoolEntry, now: float) -> Use | None:
