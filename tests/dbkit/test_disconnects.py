@@ -246,16 +246,19 @@ async def test_no_commit_begins_once_the_client_has_left() -> None:
 
     async def send(_: Message) -> None: ...
 
-    async def commit(request: asyncio.Task[None]) -> None:
-        await until(lambda: request.cancelling() > 0)
+    is_waiting = asyncio.Event()
+
+    async def commit() -> None:
+        await is_waiting.wait()
         shield()
 
     async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
         # A task of its own, as behind `@app.middleware("http")`, learns of it later.
-        inner = asyncio.create_task(commit(request))
+        inner = asyncio.create_task(commit())
         try:
             await asyncio.Event().wait()
         finally:
+            is_waiting.set()
             with pytest.raises(asyncio.CancelledError):
                 await inner
 
