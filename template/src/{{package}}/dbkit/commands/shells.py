@@ -31,7 +31,7 @@ def way_in(database: Database) -> URL:
 
 
 def shell_postgresql(url: URL) -> Shell:
-    """Return psql, from the PATH or from beside the embedded server."""
+    """Return psql, from the PATH or from the embedded server's folder."""
     psql = shutil.which("psql")
     if psql is None:
         with suppress(EmbeddedFailed):

@@ -11,7 +11,7 @@ from ..engines.base import load
 from ..settings.database import DatabaseSettings
 
 PROBE = 1
-"""Connections of each process and database beside its pool."""
+"""Connections that each process needs for a database in addition to its pool."""
 
 HINT = (
     "lower POOL_SIZE, MAX_OVERFLOW or SYNC_POOL_SIZE, or run fewer processes (WEB_CONCURRENCY x"

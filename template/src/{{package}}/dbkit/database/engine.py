@@ -278,7 +278,7 @@ def unreachable(prefix: str, settings: DatabaseSettings, error: Exception) -> st
 
 
 def undeclared(prefix: str) -> str:
-    """Say what follows when statements get lost: another's answer may come, without an error."""
+    """Explain missing prepared statements: an undeclared pooler may mix up results."""
     return (
         "a pooler in transaction mode lies between, and mixes up prepared statements:"
         f" set {prefix}PGBOUNCER=true"

@@ -1,4 +1,4 @@
-"""Python's garbage collector, out of the way of requests."""
+"""Python's garbage collector, tuned for a service."""
 
 import gc
 
@@ -10,7 +10,7 @@ Python's own are 700, or 2,000 since 3.13, and 10.
 
 
 def spare_requests() -> None:
-    """Have it pass by what the start has made, and look at what requests make less often.
+    """Freeze objects created at startup, and collect less often while serving.
 
     A full collection looks at every object: at 100,000 that a started service keeps for ever,
     for some 50 ms in which nobody is served, each 3,000 requests. Without these it is cheap, and

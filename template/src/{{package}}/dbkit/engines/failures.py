@@ -44,7 +44,7 @@ PROSE = {
     *("relation", "column", "table", "type", "does", "not", "exist", "of", "no", "such", "has"),
     *("named", "in", "t", "doesn", "Table", "Unknown"),
 }
-"""What the messages say beside names."""
+"""Words in the messages that are not names."""
 NAMES_TYPES = (TypeError, AttributeError, OverflowError, NoTimeZone)
 """Exceptions of Python and ours whose messages name types, and no values."""
 SQLITE_FAILED = re.compile(r"([A-Z ]+) constraint failed: (.+)", re.DOTALL)

@@ -19,7 +19,7 @@ NAMING_CONVENTION = {
 
 
 class NoTimeZone(ValueError):
-    """A time that could be any of a day's, to be refused as a value of the wrong form."""
+    """A datetime without a time zone; reported as invalid data (422)."""
 
 
 class Moment(TypeDecorator[datetime]):

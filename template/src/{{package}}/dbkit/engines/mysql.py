@@ -385,9 +385,9 @@ def refuse_large_statements(engine: SyncEngine) -> None:
 def stop_what_is_left(
     engine: AsyncEngine, aside: AsyncEngine, run: Callable[[Work], object]
 ) -> None:
-    """Kill what callers have left to the server, locks and all, if that is quickly done.
+    """Kill statements whose caller has gone, to release their locks; give up after 5 s.
 
-    By one connection beside the pool: in its queue they would wait behind who needs their locks.
+    On a connection of its own: in the pool's queue it would wait behind those that need the locks.
     """
     in_turn = asyncio.Lock()
 
@@ -405,7 +405,7 @@ def stop_what_is_left(
 
 
 def is_left(error: BaseException) -> bool:
-    """Whether the server still works on what its caller no longer waits for."""
+    """Whether the server still runs a statement whose caller has gone."""
     if isinstance(error, asyncio.CancelledError):
         return True
     return error.args == (SERVER_LOST, GIVEN_UP)

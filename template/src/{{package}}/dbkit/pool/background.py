@@ -1,4 +1,4 @@
-"""Tasks and timers of the event loop that happens to run: a pool outlives its loops."""
+"""Tasks and timers in the running event loop; a pool outlives its loops."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ FORKED = (
 
 
 class Background:
-    """What a pool does beside its callers, in no caller's context.
+    """Background tasks and timers of a pool, run outside any caller's context.
 
     Bound to a loop at first use. When another loop asks, the first one must have ended: what
     belonged to it is dropped, and `leave` is called.

@@ -33,10 +33,10 @@ class Breaker:
         self._delay = FIRST_DELAY
 
     def doubt(self, error: Exception, now: float) -> None:
-        """Count a ping that failed.
+        """Count a failed ping.
 
-        It never opens the breaker: connections that a firewall forgot fail their pings on a
-        server that is well. But it lets the next attempt to connect decide at once.
+        It never opens the breaker: connections that a firewall has dropped fail their pings on a
+        healthy server. But it lets the next attempt to connect decide at once.
         """
         self.failures += 1
         self.failed_at = now

@@ -234,7 +234,7 @@ class Connections:
             logger.warning("%s: reachable again, after %.1f s", self._background.name, away)
 
     def retry(self) -> None:
-        """Ask now, and not when the breaker would: the server has answered somebody else.
+        """Try to connect now, ahead of the breaker: the server has just answered someone else.
 
         Also beside an attempt that is under way: its first packet may be lost, and TCP takes
         seconds to send another.
@@ -267,7 +267,7 @@ class Connections:
             self.ping(slot)
 
     def ping(self, slot: Slot) -> None:
-        """Find out whether the server still knows a connection; `ready` or lost."""
+        """Check whether a connection still works; it is then ready, or lost."""
         self._pinging.add(slot)
         self._background.spawn(self._ping(slot))
 
@@ -344,7 +344,7 @@ class Connections:
                 count -= 1
 
     def age(self, within: float) -> None:
-        """Let every connection expire in the next `within` seconds, each at another moment."""
+        """Let every connection expire within the next `within` seconds, spread at random."""
         now = monotonic()
         for slot in self.slots.values():
             slot.expires = min(slot.expires, now + random.uniform(0, within))  # noqa: S311 -- no secret
@@ -435,7 +435,7 @@ class Connections:
 
 
 def explain(error: Exception, timeout: float) -> Exception:
-    """Give an error that says nothing its words."""
+    """Give a timeout without a message one."""
     if isinstance(error, TimeoutError) and not str(error):
         return TimeoutError(f"no answer within {timeout:g} s")
     return error

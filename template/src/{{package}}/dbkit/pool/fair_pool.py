@@ -1,4 +1,4 @@
-"""The pool: fair to its waiters, quick to refuse, and patient with nobody's dead connection.
+"""The pool: callers wait in one fair queue, and overload is refused quickly.
 
 Callers never open, ping or close a connection. They take an idle one, or wait in the queue for
 the next that becomes ready, whichever way: returned by somebody, opened, or proved alive by a
@@ -184,7 +184,7 @@ class FairPool(Pool):
             connection.invalidate(exception)
 
     def _hang_up(self, record: ConnectionPoolEntry) -> None:
-        """Close: in a greenlet by asking the server first, elsewhere by cutting the socket."""
+        """Close a connection: gracefully inside a greenlet, otherwise by dropping its socket."""
         if (connection := record.dbapi_connection) is not None:
             record.dbapi_connection = None
             self.dispatch.close(connection, record)
@@ -407,7 +407,7 @@ class FairPool(Pool):
         return taken
 
     def beside(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run what nobody waits for, until it ends or the pool is drained."""
+        """Run a task in the background until it finishes or the pool is drained."""
         self._background.spawn(work)
 
     # The queue
@@ -470,14 +470,14 @@ class FairPool(Pool):
         return slot
 
     def _reclaim(self, now: float) -> None:
-        """Take back what a listener to `checkin` has kept from its return, by an error."""
+        """Reclaim connections whose return failed because a `checkin` listener raised."""
         for record, slot in tuple(self._slots.items()):
             if not record.in_use and use_of(record) is not None:
                 self.usage.give(record, now)
                 self._connections.retire(slot, healthy=False)
 
     def _leave(self, waiter: Waiter) -> None:
-        """See off a caller that gave up; what it was given in the meantime is passed on."""
+        """Remove a cancelled waiter; a connection that it was already given goes to the next."""
         future = waiter.future
         if future.done() and not future.cancelled() and future.exception() is None:
             self._offer(future.result())
@@ -496,7 +496,7 @@ class FairPool(Pool):
             waiter.future.set_exception(error)
 
     def _is_crowded(self, in_use: int) -> bool:
-        """Whether callers wait for each other, rather than for the server to answer one of us."""
+        """Whether callers wait for each other, rather than for the server."""
         return 2 * in_use >= self.settings.max_connections
 
     def _offer(self, slot: Slot) -> None:
@@ -513,7 +513,7 @@ class FairPool(Pool):
         self._connections.keep(slot, now)
 
     def _settle(self) -> None:
-        """After anything changed: look after the waiters, and after whoever watches."""
+        """Re-evaluate after a change: serve or refuse waiters, refill, wake `until`."""
         now = monotonic()
         if self._connections.hopeless:
             while waiter := self._queue.serve(now):
@@ -538,7 +538,7 @@ class FairPool(Pool):
             self._background.later("queue", delay, self._check_queue)
 
     def _excuse_stand(self, now: float) -> None:
-        """Take from the waits what the event loop stood: for a blocking call, or a stopped process.
+        """Do not count time in which the event loop was blocked, or the process stopped.
 
         After it, connections are returned before the look is made that shows it, or after.
         """
@@ -561,7 +561,7 @@ class FairPool(Pool):
         self._check_queue_later(now)
 
     def _turn_away(self, waiter: Waiter, now: float, *, late: bool = False) -> None:
-        """Tell a waiter that it will not be served, and whether pool or server is why."""
+        """Reject a waiter, with an error that says whether the pool or the server is why."""
         counters = self.counters
         if not self._suspended and not self._is_crowded(self._connections.in_use):
             counters.refused += 1

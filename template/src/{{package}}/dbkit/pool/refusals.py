@@ -1,4 +1,4 @@
-"""What callers are told who get no connection, and what the log has of it."""
+"""Errors for callers that get no connection, and their lines in the log."""
 
 from math import inf
 from typing import Protocol, TypeVar

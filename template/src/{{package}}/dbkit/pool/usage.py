@@ -167,7 +167,7 @@ class Usage:
         self._blamed: set[tuple[str, str]] = set()
 
     def take(self, record: ConnectionPoolEntry, now: float, waited: float = 0.0) -> None:
-        """Note who is handed a connection."""
+        """Record which task is handed a connection."""
         task = asyncio.current_task()
         if task in self._holding and not waited:  # Else it was asked before it waited.
             self.ask(task)

@@ -60,7 +60,7 @@ class WaitQueue:
         self.waiters.pop(waiter, None)
 
     def clear(self) -> None:
-        """Forget everybody: their event loop has ended."""
+        """Remove all waiters: their event loop has ended."""
         self.waiters.clear()
 
     def oldest(self) -> Waiter | None:
@@ -73,7 +73,7 @@ class WaitQueue:
         return None
 
     def serve(self, now: float) -> Waiter | None:
-        """Take out the waiter that is next."""
+        """Remove the next waiter and return it."""
         if waiter := self.oldest():
             del self.waiters[waiter]
             if not self.waiters or now - waiter.since <= (self.target or inf):
@@ -81,18 +81,18 @@ class WaitQueue:
         return waiter
 
     def stood(self, now: float, seconds: float) -> None:
-        """Do not count the last seconds, for which the event loop stood: nobody could be served."""
+        """Do not count the last `seconds`, in which the event loop was blocked."""
         for waiter in self.waiters:
             waiter.since = min(waiter.since + seconds, now)
         self._short_at = min(self._short_at + seconds, now)
         self._shed_at = min(self._shed_at + seconds, now)
 
     def excuse(self, now: float) -> None:
-        """Do not count the waits until now: they were not for other callers."""
+        """Restart the CoDel interval: the waits so far were not for other callers."""
         self._short_at = now
 
     def shed(self, now: float) -> Iterator[Waiter]:
-        """Take out, one by one, those who waited too long in a queue that stands."""
+        """Remove and yield the waiters that have waited too long in a standing queue."""
         if self.target and now - self._short_at >= self._patience(now):
             for waiter in self.expire(now, 2 * self.target):
                 self._shed_at = now
@@ -103,7 +103,7 @@ class WaitQueue:
         return 2 * self.target if self.target and recently else self.interval
 
     def expire(self, now: float, age: float) -> Iterator[Waiter]:
-        """Take out, one by one, those who have waited for `age` seconds or longer."""
+        """Remove and yield the waiters that have waited for `age` seconds or longer."""
         while (waiter := self.oldest()) and now - waiter.since >= age:
             del self.waiters[waiter]
             yield waiter

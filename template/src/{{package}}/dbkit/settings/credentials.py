@@ -59,7 +59,7 @@ class Credentials:
 
 
 async def settled(password: Awaitable[str]) -> str:
-    """Wait for a password; that what makes it was cancelled, by others, is a `RuntimeError`."""
+    """Await a password; raise `RuntimeError` if its provider itself was cancelled."""
     try:
         return await password
     except asyncio.CancelledError as error:

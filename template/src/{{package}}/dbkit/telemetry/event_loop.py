@@ -1,4 +1,4 @@
-"""A thread that says what blocks the event loop: then nobody's request goes on."""
+"""A thread that reports what blocks the event loop, and with it every request."""
 
 import asyncio
 import sys
@@ -28,7 +28,7 @@ REMEMBERED = 5
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A time for which the event loop did not come round."""
+    """A period in which the event loop was blocked."""
 
     until: float
     """When it went on, by the monotonic clock."""

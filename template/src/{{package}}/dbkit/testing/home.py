@@ -81,7 +81,7 @@ class Home(ABC):
         return self.drops(url) or address(url) == address(self.base)
 
     def drops(self, url: URL) -> bool:
-        """Say whether a database is called as one of ours, of this run or another."""
+        """Return whether a name is that of a test database, of this run or another."""
         name, start = url.database or "", self.at("").database or ""
         if self.database.dialect == "sqlite":
             name, start = str(Path(name).resolve()), f"{Path(start).resolve()}"
@@ -127,7 +127,7 @@ class Home(ABC):
 
     @abstractmethod
     async def delete(self, url: URL) -> None:
-        """Delete a database, whoever is connected to it."""
+        """Delete a database, even while clients are connected to it."""
 
     @asynccontextmanager
     async def stay_connected(self) -> AsyncGenerator[None]:
@@ -145,7 +145,7 @@ class Home(ABC):
 
 
 class ServerHome(Home):
-    """Databases on a server, beside the one that is named."""
+    """Databases on a server, next to the one that is named."""
 
     names_like: str
     """Lists the databases whose name is like `:pattern`."""

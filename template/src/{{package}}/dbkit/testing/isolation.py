@@ -87,7 +87,7 @@ class Isolation:
                 self._copied = copied
 
     async def _take_copy(self) -> Opened:
-        """Take an engine on a copy that is as the template is; who takes it gives it back."""
+        """Check out an engine on a pristine copy of the template; the caller returns it."""
         copied, self._copied = self._copied, None
         if self._renewal is not None:
             renewal, self._renewal = self._renewal, None
@@ -102,7 +102,7 @@ class Isolation:
         return copied
 
     async def _renew(self, copied: Opened, *, anew: bool) -> None:
-        """Have a copy and its pool be as before the first test."""
+        """Restore a copy and its pool to what they were before the first test."""
         url, pool = copied.settings.url, copied.engine.pool
         assert isinstance(pool, WatchedPool)  # noqa: S101 -- made above
         pool.settings = copied.settings  # Not what a test made of them.

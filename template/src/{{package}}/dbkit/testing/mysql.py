@@ -108,7 +108,7 @@ class MysqlHome(ServerHome):
         await connection.exec_driver_sql("SET foreign_key_checks = 1")
 
     async def delete(self, url: URL) -> None:
-        """Delete a database, whoever is connected to it."""
+        """Delete a database, even while clients are connected to it."""
         async with self.connect() as connection:
             await drop(connection, url)
 
@@ -155,7 +155,7 @@ async def make_empty(connection: AsyncConnection, url: URL) -> None:
 
 
 async def drop(connection: AsyncConnection, url: URL) -> None:
-    """Drop a database of MySQL, which would wait for whoever is connected to it."""
+    """Drop a database of MySQL, which would wait for its clients to disconnect."""
     for process in await processes(connection, url):
         with contextlib.suppress(DBAPIError):  # It has gone in the meantime.
             await connection.exec_driver_sql(f"KILL {process}")

@@ -80,7 +80,7 @@ class PostgresHome(ServerHome):
         return await self._cleaners[url].clean()
 
     async def delete(self, url: URL) -> None:
-        """Delete a database, whoever is connected to it."""
+        """Delete a database, even while clients are connected to it."""
         async with self.connect() as connection:
             await connection.execute(text(f"DROP DATABASE IF EXISTS {quoted(url)} WITH (FORCE)"))
 

@@ -13,7 +13,7 @@ from .home import WORKER, Home
 
 
 class SqliteHome(Home):
-    """Files beside the one that is named; each worker migrates a template of its own."""
+    """Files next to the one that is named; each worker migrates a template of its own."""
 
     server = sqlite3.sqlite_version
 
@@ -45,7 +45,7 @@ class SqliteHome(Home):
         shutil.copyfile(str(self.template.database), str(url.database))
 
     async def delete(self, url: URL) -> None:
-        """Delete a file; who is still connected to it keeps what has no name any more."""
+        """Delete a file; open connections keep the data until they close."""
         delete_file(url)
 
     async def clear(self) -> None:

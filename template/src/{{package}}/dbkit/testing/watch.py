@@ -143,7 +143,7 @@ class Watch:
 
 
 class WatchedPool(FairPool):
-    """The service's pool, with somebody who looks who asks."""
+    """The service's pool, which also records which task checks out each connection."""
 
     watch: Watch | None = None
     one_connection = False

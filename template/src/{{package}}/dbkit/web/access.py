@@ -25,7 +25,7 @@ def is_closed(token: str) -> bool:
 
 
 def may_see(request: Request, token: str) -> bool:
-    """Whether whoever asks may see it."""
+    """Return whether the client may see the page."""
     if is_closed(token):
         return False
     if not token:

@@ -1,4 +1,4 @@
-"""Cancels requests whose client has left: while they wait, while they read, never in a commit.
+"""Cancels requests whose client has disconnected, but never once they have begun to commit.
 
 Without this, a service that was slow for a moment first works through requests that nobody waits
 for. A request that has begun to commit is finished, with the commit of another database and the

@@ -1,4 +1,4 @@
-"""The log: a line for each request, and everybody's lines in one form.
+"""The log: one line for each request, and one format for all loggers.
 
 JSON for machines, text for people; `LOG_FORMAT` says which. Whoever configures logging on their
 own (`uvicorn --log-config`, or a handler on the root logger) keeps what they have.
@@ -113,7 +113,7 @@ def is_new(record: logging.LogRecord) -> bool:
 
 
 def say(request: RequestContext, status: int) -> None:
-    """Write the line of a request: its route, and its path only if it has none, without a query."""
+    """Log a finished request by its route, or by its path (no query) if no route matched."""
     scope = request.scope
     quiet = status < 400 and scope["path"] in QUIET  # noqa: PLR2004 -- the first of the errors
     level = logging.DEBUG if quiet else logging.INFO

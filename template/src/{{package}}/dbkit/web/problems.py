@@ -191,7 +191,7 @@ async def database_unavailable(request: Request, error: Exception) -> JSONRespon
 
 
 async def group_failed(request: Request, error: Exception) -> JSONResponse:
-    """Answer for the errors of a task group, if all are a database's, as for the first."""
+    """Respond to a task group as to its first error, if all are database errors."""
     errors = list(members(error))
     if not all(isinstance(each, DatabaseError | DBAPIError) for each in errors):
         raise error

@@ -15,7 +15,7 @@ from .workers import Workers
 
 
 def metrics_router(databases: Databases, workers: Workers) -> KitRouter:
-    """Serve `/metrics` for Prometheus, to who has `METRICS_TOKEN`."""
+    """Serve `/metrics` for Prometheus, to clients that send `METRICS_TOKEN`."""
     router = KitRouter(include_in_schema=False)
     workers.answers["metrics"] = lambda _: families(databases)
 
@@ -33,7 +33,7 @@ def metrics_router(databases: Databases, workers: Workers) -> KitRouter:
 
 
 def families(databases: Databases) -> list[Any]:
-    """Read the metrics of the pools, and of whoever uses prometheus_client in this process."""
+    """Read the metrics of the pools, and those of prometheus_client in this process."""
     from prometheus_client import REGISTRY  # noqa: PLC0415 -- not where it is off
 
     return [

@@ -138,7 +138,7 @@ async def run(check_: Check, subject: Subject) -> AsyncGenerator[Finding]:
 
 
 def address(url: URL) -> object:
-    """Say which database a URL leads to, whoever asks and however it is written."""
+    """Return which database a URL leads to, however it is written."""
     if url.get_backend_name() == "sqlite":
         return Path(url.database or "").resolve()
     named = url.query.get("unix_socket") or url.query.get("host") or url.host or "localhost"
@@ -156,7 +156,7 @@ async def read_schema(connection: AsyncConnection) -> str | None:
 
 
 def check_variables(databases: Databases) -> list[Finding]:
-    """Find variables that miss every database by a letter or two."""
+    """Report environment variables that look like misspelt settings."""
     return [
         Finding(
             "database.W003",

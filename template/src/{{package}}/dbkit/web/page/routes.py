@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 PATH = "/pools"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 OPEN = {"page.css", "login"}
-"""What whoever has no token yet needs."""
+"""Files and routes that need no token."""
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
@@ -124,11 +124,11 @@ class Pages(Mount):
 
     async def _stream(self, _request: Request) -> Response:
         if self.viewers >= MOST_VIEWERS:
-            return Response("too many look", HTTPStatus.SERVICE_UNAVAILABLE, HEADERS)
+            return Response("too many viewers", HTTPStatus.SERVICE_UNAVAILABLE, HEADERS)
         return StreamingResponse(self._events(), headers=HEADERS, media_type="text/event-stream")
 
     async def _events(self) -> AsyncGenerator[str]:
-        """Send the state each second, first with what was before, until the service stops."""
+        """Send the state each second, the first time with its history, until the service stops."""
         self.viewers += 1
         try:
             history = True
