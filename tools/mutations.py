@@ -81,7 +81,7 @@ MUTATIONS = [
     ),
     Mutation(
         "SQLite begins no transaction",
-        "database/engine.py",
+        "engines/sqlite.py",
         'connection.exec_driver_sql("BEGIN IMMEDIATE")',
         "pass",
         choice="sqlite",

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
+from mutations import KIT, MUTATIONS
 from rendering import ROOT
 
 TESTS = "python3 -m venv .tools && .tools/bin/pip install --quiet uv && .tools/bin/uv run pytest"
@@ -88,3 +89,21 @@ def test_each_ignored_rule_in_a_service_has_its_reason() -> None:
         for line in path.read_text(encoding="utf-8").splitlines():
             if "# noqa" in line or "# pyright: ignore" in line:
                 assert " -- " in line, f"{path.name}: {line}"
+
+
+def test_each_mutation_fits_the_code() -> None:
+    found = {
+        each.what: (ROOT / KIT / each.module).read_text(encoding="utf-8").count(each.before)
+        for each in MUTATIONS
+    }
+    assert {what: count for what, count in found.items() if count != 1} == {}
+
+
+def test_an_update_leaves_alone_what_is_the_owners() -> None:
+    """Copier reads two lists, of which one may have no answers in it: they say the same."""
+    settings = yaml.safe_load((ROOT / "copier.yml").read_text(encoding="utf-8"))
+    excluded = "\n".join(settings["_exclude"])
+
+    assert len(settings["_skip_if_exists"]) > 10
+    for path in settings["_skip_if_exists"]:
+        assert re.search(rf"(^|\}}){re.escape(path)}(\{{|$)", excluded, re.MULTILINE), path
