@@ -1,13 +1,17 @@
 """What pools tell of themselves: compared with the pool, and with what the server sees."""
 
 import asyncio
+import json
 import logging
+import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
 import pytest
+import yaml
+from conftest import KIT
 from dbkit import Database, Databases, PoolTimeout, install
 from dbkit.pool.usage import NO_ROUTE, OTHERS
 from dbkit.telemetry.metrics import METRICS, POOL, TIMES, split
@@ -197,6 +201,17 @@ async def is_(service: Service, expected: int) -> bool:
     return await service.backends() == expected
 
 
+def queries() -> list[str]:
+    """Return the queries of the alerts and of the dashboard that a service is given."""
+    (folder,) = (KIT.parents[1]).glob("*/monitoring")
+    rules = yaml.safe_load((folder / "alerts.yaml").read_text())["groups"][0]["rules"]
+    panels = json.loads((folder / "dashboard.json").read_text())["panels"]
+    found = [each["expr"] for each in rules]
+    found += [target["expr"] for panel in panels for target in panel["targets"]]
+    assert len(found) > len(rules) + len(panels)
+    return found
+
+
 async def test_both_have_every_metric(
     database_url: URL, reader: InMemoryMetricReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,9 +220,20 @@ async def test_both_have_every_metric(
         readings, scraped = collect(reader), await service.scrape()
         seen = {name for name, _ in readings}
         families = {family.name for family in Collector(service.databases).collect()}
+        samples = [
+            each for family in Collector(service.databases).collect() for each in family.samples
+        ]
     assert {each.name for each in METRICS} <= seen
     assert {underscores(each.name) for each in METRICS if each.unit != "s"} <= families
     assert {f"{underscores(name)}_seconds" for name in TIMES} <= families
+    names = {each.name for each in samples}
+    labels = {label for each in samples for label in each.labels} | {"job", "instance"}
+    for query in queries():
+        assert (
+            set(re.findall(r"\b(?:db_client|dbkit)_\w+(?=[{\[) ]|$)", query)) - labels <= names
+        ), query
+        named = re.findall(r"by \(([^)]*)\)", query) + re.findall(r"[{,](\w+)=", query)
+        assert {each.strip() for label in named for each in label.split(",")} <= labels, query
     assert readings["dbkit.pool.route.checkouts", "GET/shop/items/{item_id}"] == 1
     assert scraped["dbkit_pool_route_checkouts_total", "GET/shop/items/{item_id}"] == 1
 

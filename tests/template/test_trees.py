@@ -60,6 +60,8 @@ CONTAINERS = {
     "Dockerfile",
     "compose.yaml",
     "deploy/migrate.yaml",
+    "deploy/monitoring/alerts.yaml",
+    "deploy/monitoring/dashboard.json",
     "deploy/pgbouncer/compose.yaml",
     "deploy/pgbouncer/kubernetes.yaml",
     "deploy/pgbouncer/pgbouncer.ini",

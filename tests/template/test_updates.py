@@ -757,6 +757,7 @@ def test_another_answer_brings_its_files_once(owned: Owned, history: Path, tmp_p
     assert added == {
         *(".dockerignore", "Dockerfile", "compose.yaml", ".gitlab-ci.yml", "renovate.json"),
         *("LICENSE", "deploy/migrate.yaml", "deploy/service.yaml", "deploy/volume.yaml"),
+        *("deploy/monitoring/alerts.yaml", "deploy/monitoring/dashboard.json"),
     }
     for name in added:
         (folder / name).unlink()
