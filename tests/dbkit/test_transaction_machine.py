@@ -15,7 +15,16 @@ RUNS = int(os.environ.get("TRANSACTION_RUNS", "12"))
 """Of each server; by hand, more: `TRANSACTION_RUNS=2000 uv run pytest -n 0 ...`."""
 
 
-@pytest.mark.parametrize("engine", ["postgresql", "mariadb", "sqlite"])
+BY_HAND = pytest.mark.skipif("TRANSACTION_RUNS" not in os.environ, reason="takes minutes")
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        *("postgresql", "mariadb", "sqlite"),
+        *(pytest.param(each, marks=BY_HAND) for each in ("pgbouncer", "mysql")),
+    ],
+)
 def test_what_is_answered_is_what_is_stored(
     engine: str,
     request: pytest.FixtureRequest,
@@ -26,14 +35,23 @@ def test_what_is_answered_is_what_is_stored(
     if engine == "sqlite":
         url = f"sqlite:///{tmp_path_factory.mktemp('machine') / 'machine.sqlite3'}"
     else:
+        behind = engine == "pgbouncer"
         found = (
             request.getfixturevalue("database_url")
-            if engine == "postgresql"
+            if behind or engine == "postgresql"
             else request.getfixturevalue(engine).new_database()
         )
+        if behind:
+            found = request.getfixturevalue("pooler").set(database=found.database)
         url = found.render_as_string(hide_password=False)
-    dialect = "mysql" if engine == "mariadb" else engine
-    database = Database("shop", dialect, url=url, pool_size=4)  # pyright: ignore[reportArgumentType]
+    dialect = {"mariadb": "mysql", "pgbouncer": "postgresql"}.get(engine, engine)
+    database = Database(
+        "shop",
+        dialect,  # pyright: ignore[reportArgumentType]
+        url=url,
+        pool_size=4,
+        pgbouncer=engine == "pgbouncer",
+    )
     bound = settings(
         max_examples=RUNS,
         stateful_step_count=20,
