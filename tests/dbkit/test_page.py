@@ -14,6 +14,7 @@ from dbkit.telemetry.sizing import Load
 from dbkit.web.access import DEVELOPMENT
 from dbkit.web.page import Pages
 from dbkit.web.page.advice import advise_size
+from dbkit.web.workers import Workers
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 from sqlalchemy import URL, text
@@ -296,6 +297,22 @@ async def test_an_event_stream_begins_with_what_was_before_and_ends_with_the_ser
     assert [each.partition(":")[0] for each in events] == ["data"] * len(events)
     assert json.loads(events[0].removeprefix("data: "))["databases"].keys() == {"primary"}
     assert service.pages.viewers == 0
+
+
+async def test_two_who_look_first_are_shown_the_same(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, asked = Workers.ask, asyncio.Event()
+
+    async def ask_late(self: Workers, question: str, argument: Any = None) -> Any:
+        await asked.wait()  # As of workers that do not answer at once.
+        return await ask(self, question, argument)
+
+    monkeypatch.setattr(Workers, "ask", ask_late)
+    looks = [asyncio.create_task(state_of(service)) for _ in range(2)]
+    asyncio.get_running_loop().call_later(0.1, asked.set)
+    one, other = await asyncio.gather(*looks)
+    assert one["samples"] == other["samples"]
 
 
 async def test_a_stream_that_nobody_reads_any_more_ends(service: Service) -> None:

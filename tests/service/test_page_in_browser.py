@@ -17,6 +17,7 @@ import time
 from sqlalchemy import text
 
 from .databases.primary import PrimarySession, primary
+from .items.models import Item
 
 kept: list[object] = []
 
@@ -31,6 +32,12 @@ async def leak() -> None:
 @app.get("/block")
 async def block() -> None:
     time.sleep(1)
+
+
+@app.get("/one-by-one")
+async def one_by_one() -> None:
+    for number in range(6):
+        await primary.reader.get(Item, number)
 
 
 @app.get("/<b>partner</b>/{name}")
@@ -99,6 +106,13 @@ def test_each_database_has_a_card_with_its_numbers(page: Page) -> None:
     expect(page.get_by_role("status")).to_contain_text("process")
     assert page.locator("section .pool .idle").first.get_attribute("d")
     expect(page.locator(".gaps span").first).to_have_attribute("title", "nobody looked")
+
+
+def test_runserver_names_what_is_asked_one_by_one(service: RunningService) -> None:
+    assert service.client.get("/one-by-one").status_code == 200
+
+    said = "primary: GET /one-by-one runs the same statement 6 times with different values, at src/"
+    wait_until(lambda: said in service.log, "it is named")
 
 
 def test_settings_say_where_they_come_from_and_hide_the_password(page: Page) -> None:

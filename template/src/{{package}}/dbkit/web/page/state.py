@@ -3,6 +3,7 @@
 Only names, numbers and lines: no statement, no parameter, no secret.
 """
 
+import asyncio
 import os
 import time
 from collections import deque
@@ -42,15 +43,17 @@ class State:
         self._samples: deque[dict[str, Any]] = deque(maxlen=SECONDS)
         self._taken = 0.0
         self._current: dict[str, Any] = {}
+        self._asking = asyncio.Lock()
 
     async def current(self, *, history: bool = False) -> dict[str, Any]:
         """Return the state as JSON takes it, with the newest sample, or with all there are."""
-        now = monotonic()
-        if now - self._taken >= FRESH:
-            self._taken = now
-            states = [*(await self._workers.ask("state")).values()]
-            self._samples.append({"at": round(now, 2), "databases": add_samples(states)})
-            self._current = combine(states) | {"silent": self._workers.silent}
+        async with self._asking:  # Whoever comes meanwhile is shown the same.
+            now = monotonic()
+            if now - self._taken >= FRESH:
+                states = [*(await self._workers.ask("state")).values()]
+                self._taken = now
+                self._samples.append({"at": round(now, 2), "databases": add_samples(states)})
+                self._current = combine(states) | {"silent": self._workers.silent}
         samples = list(self._samples) if history else [self._samples[-1]]
         return self._current | {"samples": samples}
 
