@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from dbkit import Database, DatabaseError, NotConfigured, NotOpen, PoolTimeout, Unreachable
 from dbkit.commands.embedded import EmbeddedFailed
+from dbkit.errors import Unwritten
 from running import free_port
 from shop import Item
 from sqlalchemy import exc, select, text
@@ -18,6 +19,7 @@ NOWHERE = "postgresql://me:hunter2@127.0.0.1:{port}/shop"
     [
         (NotOpen("shop"), "shop"),
         (PoolTimeout("shop", "no connection: 5 in use"), "shop"),
+        (PoolTimeout("shop", Unwritten(lambda: "no connection: 5 in use")), "shop"),
         (Unreachable("shop", "cannot connect", cause=OSError("away"), retry_after=3), "shop"),
         (NotConfigured(["DATABASE_URL: not set"]), ""),
         (EmbeddedFailed("/srv: no server"), ""),

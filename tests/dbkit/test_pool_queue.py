@@ -5,7 +5,7 @@ import logging
 
 import pytest
 from dbkit.errors import PoolClosed, PoolOverloaded, PoolTimeout
-from dbkit.pool import FairPool
+from dbkit.pool import FairPool, refusals
 from pool_fakes import FakeServer, give, in_virtual_time, outcomes, queue, settle, take
 from sqlalchemy.util import greenlet_spawn
 
@@ -138,6 +138,27 @@ async def test_caller_beyond_max_waiting_is_turned_away_at_once() -> None:
     assert caught.value.retry_after > 0
     assert outcomes(callers) == ["waiting", "waiting"]
     assert pool.snapshot().shed == 1
+
+
+@in_virtual_time
+async def test_what_a_refusal_says_is_written_once_and_when_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = FakeServer().pool(pool_size=1, max_waiting=1)
+    await take(pool)
+    callers = await queue(pool, 1)
+    with pytest.raises(PoolOverloaded):
+        await take(pool)  # The first is logged.
+    steps: list[str] = []
+    monkeypatch.setattr(refusals, "advise", lambda *said: steps.extend(said) or "wait")
+
+    with pytest.raises(PoolOverloaded) as caught:
+        await take(pool)
+
+    assert steps == []
+    assert [str(caught.value).partition("\n")[0] for _ in range(2)] == [f"{pool.name}: wait"] * 2
+    assert len(steps) == 4
+    assert outcomes(callers) == ["waiting"]
 
 
 async def serve(pool: FairPool, seconds: float) -> float:

@@ -1,7 +1,8 @@
 """States of a database that stop a caller; each says which database, and what to do next."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import exc
@@ -52,6 +53,26 @@ class Holder:
         return f"{text} [{self.request_id}]" if self.request_id else text
 
 
+class Unwritten:
+    """A message that is written when it is read: under overload, few are."""
+
+    def __init__(self, write: Callable[[], str]) -> None:
+        self._write = write
+
+    @cached_property
+    def _text(self) -> str:
+        return self._write()
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return repr(self._text)
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (self._text,)
+
+
 class DatabaseError(Exception):
     """Base of every error that this package raises; its message begins with the database."""
 
@@ -65,11 +86,15 @@ class DatabaseError(Exception):
     def __init__(self, database: str, detail: Any) -> None:
         self.database = database
         """The name of the database; empty where it is not about one alone."""
-        self.detail = detail
+        self._detail = detail
+
+    @property
+    def detail(self) -> str:
         """The message without the name."""
+        return str(self._detail)
 
     def __str__(self) -> str:
-        return f"{self.database}: {self.detail}" if self.database else str(self.detail)
+        return f"{self.database}: {self.detail}" if self.database else self.detail
 
 
 class NotConfigured(DatabaseError):
@@ -110,7 +135,7 @@ class TransactionAborted(DatabaseError, exc.InvalidRequestError):
         self.sqlstate = sqlstate
 
 
-class Unreachable(DatabaseError, exc.OperationalError):
+class Unreachable(DatabaseError, exc.OperationalError):  # pyright: ignore[reportIncompatibleVariableOverride] -- ours comes first
     """The server did not accept a connection, or the connection was lost.
 
     Or the server will not be asked again before `retry_after` seconds. It is also SQLAlchemy's

@@ -1,10 +1,19 @@
 """Errors for callers that get no connection, and their lines in the log."""
 
+from collections.abc import Callable, Iterable
 from math import inf
 from typing import Protocol, TypeVar
 
 from ..clock import monotonic
-from ..errors import DatabaseError, Holder, PoolClosed, PoolOverloaded, PoolTimeout, Unreachable
+from ..errors import (
+    DatabaseError,
+    Holder,
+    PoolClosed,
+    PoolOverloaded,
+    PoolTimeout,
+    Unreachable,
+    Unwritten,
+)
 from ..loggers import logger_named
 from .background import Background
 from .breaker import Breaker
@@ -63,7 +72,6 @@ class Refusals:
         self._breaker = breaker
         self._background = background
         self._blamed: tuple[Holder, ...] = ()
-        self._blame = ""
         self._blamed_at = -inf
         self._began = 0.0
         self._last = 0.0
@@ -73,25 +81,39 @@ class Refusals:
         """Say that no connection became free within `pool_timeout` seconds."""
         status, timeout = self._pool.snapshot(), self._pool.timeout()
         return self._with_causes(
-            PoolTimeout(status.name, f"no connection within {timeout:g} s: {status}"),
+            PoolTimeout,
+            status.name,
             now - timeout,
-            LOOK,
-            f"Raise {self._env}POOL_SIZE ({status.pool_size}) or {self._env}MAX_OVERFLOW"
-            f" ({status.max_overflow}) if the server has connections to spare.",
+            lambda: (
+                f"no connection within {timeout:g} s: {status}",
+                LOOK,
+                (
+                    f"Raise {self._env}POOL_SIZE ({status.pool_size}) or {self._env}MAX_OVERFLOW"
+                    f" ({status.max_overflow}) if the server has connections to spare."
+                ),
+            ),
         )
 
     def overloaded(self, now: float, waited: float) -> PoolOverloaded:
         """Say that a caller was turned away after `waited` seconds, before the timeout."""
         status = self._pool.snapshot()
         return self._with_causes(
-            PoolOverloaded(status.name, f"overloaded, turned away after {waited:.2f} s: {status}"),
+            PoolOverloaded,
+            status.name,
             now - waited,
-            LOOK,
-            f"If nobody holds one for long, more is asked than this pool serves: raise {self._env}"
-            f"POOL_SIZE ({status.pool_size}) if the server has capacity to spare, or start more"
-            " processes.",
-            f"Raise {self._env}QUEUE_TARGET or {self._env}MAX_WAITING if callers should rather"
-            " wait.",
+            lambda: (
+                f"overloaded, turned away after {waited:.2f} s: {status}",
+                LOOK,
+                (
+                    "If nobody holds one for long, more is asked than this pool serves: raise"
+                    f" {self._env}POOL_SIZE ({status.pool_size}) if the server has capacity to"
+                    " spare, or start more processes."
+                ),
+                (
+                    f"Raise {self._env}QUEUE_TARGET or {self._env}MAX_WAITING if callers should"
+                    " rather wait."
+                ),
+            ),
         )
 
     def unreachable(self, now: float) -> Unreachable:
@@ -118,8 +140,10 @@ class Refusals:
         status = self._pool.snapshot()
         return PoolClosed(status.name, f"the pool is closed, the service stops: {status}")
 
-    def _with_causes(self, error: Refused, since: float, *steps: str) -> Refused:
-        """Complete an error by who holds the connections, as it was a second ago at most.
+    def _with_causes(
+        self, kind: type[Refused], name: str, since: float, say: Callable[[], tuple[str, ...]]
+    ) -> Refused:
+        """Make an error that knows who held the connections, as it was a second ago at most.
 
         What blocked the event loop since the caller came, or shortly before, is the cause where
         there is such: then a larger pool is no advice.
@@ -128,11 +152,16 @@ class Refusals:
         if now - self._blamed_at >= BLAME_FOR:
             self._blamed_at = now
             self._blamed = tuple(self._pool.holders(SHOWN_HOLDERS))
-            self._blame = "".join(f"\n  held by {each}" for each in self._blamed)
         blocked = self._pool.usage.blocked_since(since - BLAME_FOR)
-        text = advise(error.detail, *((UNBLOCK,) if blocked else steps)) + self._blame
-        error.detail = f"{text}\n  {blocked}" if blocked else text
-        error.holders, error.blocked = self._blamed, blocked
+        holders = self._blamed
+
+        def write() -> str:
+            sentence, *steps = say()
+            text = advise(sentence, *([UNBLOCK] if blocked else steps)) + write_holders(holders)
+            return f"{text}\n  {blocked}" if blocked else text
+
+        error = kind(name, Unwritten(write))
+        error.holders, error.blocked = holders, blocked
         self._note(now, error)
         return error
 
@@ -156,6 +185,11 @@ class Refusals:
             self._last - self._began,
         )
         self._turned_away = 0
+
+
+def write_holders(holders: Iterable[Holder]) -> str:
+    """Write who holds connections, each in a line."""
+    return "".join(f"\n  held by {each}" for each in holders)
 
 
 def advise(sentence: str, *steps: str) -> str:

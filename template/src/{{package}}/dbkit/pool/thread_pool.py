@@ -15,7 +15,7 @@ from ..engines.session_state import Left
 from ..errors import DatabaseError, Holder, PoolClosed, PoolTimeout
 from ..loggers import logger_named
 from ..settings.database import DatabaseSettings
-from .refusals import LOOK, advise
+from .refusals import LOOK, advise, write_holders
 from .status import Counters, PoolStatus
 from .usage import SHOWN_HOLDERS, Usage, Use, holder_of, use_of
 
@@ -114,7 +114,7 @@ class ThreadPool(QueuePool):
             self.closed.wait(0.02)
         self.closed.set()
         if taken := self.holders():
-            held = "".join(f"\n  held by {each}" for each in taken[:SHOWN_HOLDERS])
+            held = write_holders(taken[:SHOWN_HOLDERS])
             logger.warning("%s: still in use at the end: %d%s", self.name, len(taken), held)
         self.dispose()
 
@@ -134,9 +134,9 @@ class ThreadPool(QueuePool):
             f"Raise {self._env_prefix}SYNC_POOL_SIZE ({status.pool_size}) if the server has"
             " connections to spare.",
         )
-        error = PoolTimeout(self._database, text)
-        error.holders = self.holders(SHOWN_HOLDERS)
-        error.detail += "".join(f"\n  held by {each}" for each in error.holders)
+        holders = self.holders(SHOWN_HOLDERS)
+        error = PoolTimeout(self._database, text + write_holders(holders))
+        error.holders = holders
         logger.warning("%s", error)
         return error
 
