@@ -256,7 +256,7 @@ def test_no_template_is_left_over(service: Service) -> None:
     # GitHub has its own, and somebody may want to say something in curly brackets.
     ours = re.compile(r"(?<!\$)\{\{(?! curly \}\})|\{%|\{#|%\}")
     for name, text in texts(service).items():
-        # Not rendered: the kit may format a string; Prometheus and Grafana have templates of theirs.
+        # Not rendered: the kit formats strings, and Prometheus and Grafana have templates too.
         is_rendered = "/dbkit/" not in name and not name.startswith("deploy/monitoring/")
         assert not is_rendered or ours.findall(text) == [], name
 
