@@ -240,6 +240,11 @@ def test_in_development_nobody_has_to_name_what_is_destroyed(
     with pytest.raises(SystemExit, match=r"--database audit --confirm audit\.sqlite3"):
         data.must_be_meant([database], "audit")
     data.must_be_meant([database], "audit.sqlite3")
+    several = "postgresql://app@/shop?host=first:5432&host=second:5432"
+    monkeypatch.setenv("DATABASE_URL", several)
+    primary = Database("primary", "postgresql", env_prefix="DATABASE_")
+    with pytest.raises(SystemExit, match="--confirm first:5432,second:5432/shop"):
+        data.must_be_meant([primary], "shop")
 
 
 def test_programs_of_postgresql_are_not_older_than_the_server(

@@ -32,8 +32,10 @@ def must_be_meant(databases: "Iterable[Database]", confirm: str | None) -> None:
         if not each.has_url(variables) and find_spec("pytest"):
             continue  # On the service's own server, or SQLite's file, in development.
         url = each.read_settings(variables).url
+        named = url.host or url.query.get("host") or url.query.get("unix_socket", "")
+        host = named if isinstance(named, str) else ",".join(named)
         port = f":{url.port}" if url.port else ""
-        place = f"{url.host}{port}/{url.database}" if url.host else str(url.database)
+        place = f"{host}{port}/{url.database}" if host else str(url.database)
         if confirm != place:
             sys.exit(
                 f"{each.name}: is {place}, which has a URL or is in production: nothing was done.\n"
@@ -123,8 +125,8 @@ async def seed(context: typer.Context) -> None:
     """
     if not find_spec(seeds()):
         sys.exit(
-            f"there is no src/{seeds().replace('.', '/')}.py; in it, `async def seed() -> None`"
-            " inserts the data to begin with"
+            f"there is no module {seeds()}; in it, `async def seed() -> None` inserts the data to"
+            " begin with"
         )
     await run_seeds(context.obj)
 

@@ -102,5 +102,6 @@ async def on_mysql(_database: Database, connection: AsyncConnection, role: str) 
     # In the name of a database, they are patterns.
     name = (connection.engine.url.database or "").replace("_", r"\_").replace("%", r"\%")
     quoted = connection.dialect.identifier_preparer.quote_identifier(name)
-    await connection.execute(text(f"GRANT {ROWS} ON {quoted}.* TO :role@'%'"), {"role": role})
+    rights = f"{ROWS}, CREATE TEMPORARY TABLES"  # In which `check` compares definitions.
+    await connection.execute(text(f"GRANT {rights} ON {quoted}.* TO :role@'%'"), {"role": role})
     return is_new
