@@ -312,6 +312,33 @@ async def test_a_name_that_is_not_the_certificates_is_refused(
         await connects(elsewhere, sslmode="verify-full", sslrootcert=good)
 
 
+def test_synchronous_connections_believe_the_same_servers(
+    secured: URL, authority: trustme.CA, tmp_path: Path
+) -> None:
+    good, other = str(tmp_path / "good.pem"), str(tmp_path / "other.pem")
+    authority.cert_pem.write_to_path(good)
+    trustme.CA().cert_pem.write_to_path(other)
+
+    def connects_in_a_thread(host: str, **query: str) -> bool:
+        url = secured.set(host=host).update_query_dict(query)
+        shown = url.render_as_string(hide_password=False)
+        database = Database("orders", "postgresql", url=shown, pgbouncer=True, connect_timeout=2)
+        try:
+            with database.sync.session() as session:
+                return bool(session.scalar(text("SELECT true")))
+        finally:
+            database.close_sync()
+
+    assert connects_in_a_thread("127.0.0.1", sslmode="verify-full", sslrootcert=good)
+    assert connects_in_a_thread("127.0.0.1", sslmode="require")
+    assert connects_in_a_thread("localhost", sslmode="verify-ca", sslrootcert=good)
+    for host, root in (("127.0.0.1", other), ("localhost", good)):
+        with pytest.raises(Unreachable, match="certificate"):
+            connects_in_a_thread(host, sslmode="verify-full", sslrootcert=root)
+    with pytest.raises(Unreachable, match="certificate verify failed"):
+        connects_in_a_thread("127.0.0.1", sslmode="verify-full")  # by what the machine trusts
+
+
 @pytest.mark.parametrize(
     ("query", "fault"),
     [

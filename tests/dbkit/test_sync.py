@@ -34,7 +34,7 @@ from dbkit.database.budget import Claim, Limits
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 from rendering import ROOT
-from running import wait_until
+from running import free_port, wait_until
 from shop import Base, Item
 from sqlalchemy import URL, Engine, exc, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
@@ -616,3 +616,17 @@ def test_scripts_close_what_they_opened(tmp_path: Path, monkeypatch: pytest.Monk
 
     assert pool.snapshot().closed
     assert databases["shop"].sync.pools == []
+
+
+@pytest.mark.parametrize("declared", ["postgresql"], indirect=True)
+def test_the_second_of_two_hosts_is_used_when_the_first_is_away(
+    declared: Database, database_url: URL
+) -> None:
+    query = {"host": [f"127.0.0.1:{free_port()}", f"127.0.0.1:{database_url.port}"]}
+    both = database_url.set(host=None, port=None, query=query)
+    url = both.render_as_string(hide_password=False)
+    database = Database("shop", "postgresql", url=url)
+
+    with database.sync.session() as session:
+        assert session.scalar(text("SELECT inet_server_port()")) == database_url.port
+    database.close_sync()
