@@ -227,7 +227,7 @@ def test_answers_of_each_variant_are_accepted(check: Check, variant: Variant) ->
 
 
 def test_variants_are_printed_as_a_matrix() -> None:
-    command = [sys.executable, "-m", "tests.variants"]
+    command = [sys.executable, "tests/support/variants.py"]
     printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
     matrix = json.loads(printed)["include"]
