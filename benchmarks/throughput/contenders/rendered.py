@@ -27,6 +27,7 @@ Reader = primary_module.PrimaryReader.__metadata__[0]
 # Built once, for all requests. Rows of a table cost less than objects, and have every column.
 ITEM = select(Item.__table__).where(Item.id == bindparam("id"))
 PAGE = select(Item.__table__).order_by(Item.id).limit(bindparam("limit", type_=Integer))
+CREATE = insert(Item)
 NOTE = select(Note.__table__).where(Note.id == bindparam("id"))
 
 router = APIRouter(prefix="/items")
@@ -51,7 +52,7 @@ async def page(reader: Annotated[Any, Reader], limit: int = 20) -> Any:
 async def create(body: ItemCreate) -> Any:
     """Write one. Of a column that the server computes this would know nothing."""
     values = body.model_dump()
-    created = await primary.execute(insert(Item).values(values))
+    created = await primary.execute(CREATE, values)
     return {"id": created.inserted_primary_key.id, **values}
 
 
