@@ -29,6 +29,7 @@ sys.path[:0] = [
     str(ROOT / "template" / "src" / "{{package}}"),
     str(ROOT / "tests" / "dbkit"),
     str(ROOT / "tests" / "support"),
+    str(ROOT / "tools"),
 ]
 
 from dbkit.commands.embedded import TEST_SETTINGS, EmbeddedPostgres  # noqa: E402

@@ -17,7 +17,7 @@ from typing import Any
 
 TESTS = Path(__file__).parents[1]
 KIT = TESTS.parent / "template" / "src" / "{{package}}"
-sys.path[:0] = [*map(str, (TESTS, TESTS / "support", KIT))]
+sys.path[:0] = [*map(str, (TESTS, TESTS / "support", TESTS.parent / "tools", KIT))]
 
 from faults.behind_pgbouncer import PGBOUNCER_FAULTS, pooled_site  # noqa: E402
 from faults.faults import FAILOVERS, FAULTS, MEMORY, lost_primary, site  # noqa: E402
