@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
+from dbkit import Databases
 from dbkit.commands import command_line as commands
 from dbkit.settings.database import DatabaseSettings
 from dbkit.settings.service import ServiceSettings
@@ -341,12 +343,14 @@ def test_env_example_lists_every_variable_with_its_default(service: Service) -> 
 def test_readme_and_agents_name_what_there_is(service: Service) -> None:
     """Each path in them exists, and each command of ours is one of `manage.py`'s."""
     package = next(service.path.glob("src/*/dbkit")).parent.name
+    command_line: Any = typer.main.get_command(commands.manage(Databases(), app="a:b", root=ROOT))
+    known = command_line.commands
     for name in ("README.md", "AGENTS.md"):
         text = (service.path / name).read_text(encoding="utf-8")
         for path in re.findall(rf"`((?:src/{package}|tests|migrations)/[\w/.]*)`", text):
             assert (service.path / path).exists(), f"{name}: {path}"
         for command in re.findall(r"manage\.py (\w+)", text):
-            assert callable(getattr(commands, command)), f"{name}: {command}"
+            assert command in known, f"{name}: {command}"
         for session in re.findall(r"`(\w+Session)`", text):
             assert any(
                 f"\n{session} = " in module.read_text()
