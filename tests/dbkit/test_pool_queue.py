@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 from dbkit.errors import PoolClosed, PoolOverloaded, PoolTimeout
@@ -149,8 +150,13 @@ async def test_what_a_refusal_says_is_written_once_and_when_it_is_read(
     callers = await queue(pool, 1)
     with pytest.raises(PoolOverloaded):
         await take(pool)  # The first is logged.
-    steps: list[str] = []
-    monkeypatch.setattr(refusals, "advise", lambda *said: steps.extend(said) or "wait")
+    steps: list[Any] = []
+
+    def advise(*said: Any) -> str:
+        steps.extend(said)
+        return "wait"
+
+    monkeypatch.setattr(refusals, "advise", advise)
 
     with pytest.raises(PoolOverloaded) as caught:
         await take(pool)
