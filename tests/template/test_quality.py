@@ -268,7 +268,7 @@ def test_blank_lines_are_where_they_belong(service: Service) -> None:
     for name, text in texts(service).items():
         assert text == text.rstrip() + "\n", name
         assert re.findall(r"[ \t]+$", text, re.MULTILINE) == [], name
-        if not name.endswith((".py", ".mako")):
+        if not name.endswith((".py", ".mako", ".txt")):  # These are Python, too.
             assert "\n\n\n" not in text, name
 
 
