@@ -1,5 +1,6 @@
 """The recipes of docs/recipes.md, run as they are written, on each engine."""
 
+import os
 import re
 import signal
 import subprocess
@@ -47,9 +48,14 @@ def write(folder: Path, title: str) -> None:
         file.write_text(f"{before}\n{text}\n{guard}{after}")
 
 
-@pytest.fixture(params=["postgresql", "mysql", "sqlite"])
+OTHERS = pytest.mark.skipif("RECIPES" not in os.environ, reason="it runs with RECIPES=all")
+
+
+@pytest.fixture(
+    params=["postgresql", pytest.param("mysql", marks=OTHERS), pytest.param("sqlite", marks=OTHERS)]
+)
 def service(render: Renderer, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """Render a service on each engine."""
+    """Render a service; with `RECIPES=all`, on each engine, as once a week."""
     databases = [{"name": "primary", "engine": request.param}]
     return copy_of(render(project_name="Orders", databases=databases), tmp_path)
 
@@ -363,7 +369,7 @@ def die(number: int) -> None:
 """
 
 
-OTHERS = """
+LIBRARIES = """
 
 async def ask(client: AsyncClient, query: str) -> dict[str, Any]:
     answer = await client.post("/graphql", json={"query": query})
@@ -400,7 +406,7 @@ def test_libraries_that_want_an_engine_or_sessions(render: Renderer, tmp_path: P
     )
     main.write_text(main.read_text() + added)
     imports = "from typing import Any\n\nimport pytest\nfrom httpx import AsyncClient\n"
-    (folder / "tests/test_others.py").write_text(imports + OTHERS)
+    (folder / "tests/test_others.py").write_text(imports + LIBRARIES)
 
     done = run(folder, sys.executable, "-m", "pytest", "-q", "tests/test_others.py")
     assert done.returncode == 0, done.stdout
