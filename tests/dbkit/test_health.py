@@ -321,7 +321,7 @@ async def test_a_wrong_delay_stops_the_start_with_a_sentence(tmp_path: Path) -> 
             said = (await service.process.stderr.read()).decode()
             assert await service.process.wait() != 0
 
-    assert "SHUTDOWN_DELAY: 'soon' is not a number from 0 to 3600. Seconds between" in said
+    assert "SHUTDOWN_DELAY: 'soon' is not a number from 0 to 3600. Seconds to keep serving" in said
 
 
 async def test_services_in_one_process_stop_together_and_put_the_servers_handler_back() -> None:

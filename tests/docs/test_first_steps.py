@@ -88,11 +88,8 @@ def test_each_step_works_as_it_is_written(template_repository: Path, tmp_path: P
     commit_all(folder)
     migrate, *delete = blocks("console")[-1].splitlines()
     assert "downgraded from 0001" in succeeds(folder, migrate)
-    *delete, fix = delete
     for command in delete:
         assert run(folder, "bash", "-c", command).returncode == 0
-    fixed = run(folder, *ruff, *fix.removeprefix("uv run ruff ").split())
-    assert fixed.stdout == "Found 1 error (1 fixed, 0 remaining).\n"
     assert run(folder, *ruff, "check", ".").returncode == 0
     assert "0 findings" in succeeds(folder, "uv run manage.py check")
     assert "2 passed" in succeeds(folder, "uv run pytest")
