@@ -62,6 +62,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: number for number, name in enumerate(LONGEST, -len(LONGEST))}
     order |= dict.fromkeys(VARIANTS, 1)
     items.sort(key=lambda item: order.get(item.path.name, 0))
+    if "WEEKLY" not in os.environ:
+        skip = pytest.mark.skip(reason="it runs once a week, and with WEEKLY=1")
+        for item in items:
+            if item.get_closest_marker("weekly"):
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="module", autouse=True)

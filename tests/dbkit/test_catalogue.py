@@ -29,7 +29,12 @@ ENGINES: dict[str, Dialect] = {
 }
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.weekly) if name == "pgbouncer" else name
+        for name in ENGINES
+    ]
+)
 def engine(request: pytest.FixtureRequest) -> str:
     """Name the engine: on `contrib`, PostgreSQL has its extensions; `pgbouncer` is before it."""
     return request.param

@@ -1,6 +1,5 @@
 """The recipes of docs/recipes.md, run as they are written, on each engine."""
 
-import os
 import re
 import signal
 import subprocess
@@ -48,14 +47,12 @@ def write(folder: Path, title: str) -> None:
         file.write_text(f"{before}\n{text}\n{guard}{after}")
 
 
-OTHERS = pytest.mark.skipif("RECIPES" not in os.environ, reason="it runs with RECIPES=all")
+OTHERS = [pytest.param(engine, marks=pytest.mark.weekly) for engine in ("mysql", "sqlite")]
 
 
-@pytest.fixture(
-    params=["postgresql", pytest.param("mysql", marks=OTHERS), pytest.param("sqlite", marks=OTHERS)]
-)
+@pytest.fixture(params=["postgresql", *OTHERS])
 def service(render: Renderer, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """Render a service; with `RECIPES=all`, on each engine, as once a week."""
+    """Render a service on an engine."""
     databases = [{"name": "primary", "engine": request.param}]
     return copy_of(render(project_name="Orders", databases=databases), tmp_path)
 

@@ -197,6 +197,7 @@ def orders(history: Path, tmp_path: Path) -> Path:
     return tmp_path / "orders.git"
 
 
+@pytest.mark.weekly
 def test_settings_of_git_lose_nothing(orders: Path, tools: dict[str, str], tmp_path: Path) -> None:
     tools = tools | {"GIT_CONFIG_GLOBAL": hostile(tmp_path / "git")}
     careless = f"import sys; sys.path.insert(0, {str(ROOT / 'fleet')!r}); import fleet; "
@@ -218,6 +219,7 @@ def test_settings_of_git_lose_nothing(orders: Path, tools: dict[str, str], tmp_p
     assert "tenacity" in git(orders, "show", f"template-{HEAD}:pyproject.toml")
 
 
+@pytest.mark.weekly
 def test_request_that_failed_is_made_by_the_next_run(
     orders: Path, tools: dict[str, str], tmp_path: Path
 ) -> None:
@@ -359,7 +361,7 @@ def script_of(service: Path) -> str:
     return "\n".join(each["run"] for each in steps if "run" in each)
 
 
-@pytest.mark.parametrize("ci", REQUESTS)
+@pytest.mark.parametrize("ci", ["github", pytest.param("gitlab", marks=pytest.mark.weekly)])
 def test_job_opens_a_request_once(
     ci: str, history: Path, render: Renderer, tools: dict[str, str], tmp_path: Path
 ) -> None:
