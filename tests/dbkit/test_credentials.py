@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -378,10 +378,12 @@ def certified(
         (folder / name).chmod(0o600)
     give(folder)
     settings = {**TEST_SETTINGS, "ssl": "on", **{name: str(folder / name) for name in files}}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EMBEDDED_POSTGRES_BIN", str(programs[-1]))
-        with EmbeddedPostgres(fast_directory / "certified", settings=settings) as server:
-            yield server.url("postgres")
+    with ExitStack() as running:
+        with pytest.MonkeyPatch.context() as patch:  # Not for the rest of the session.
+            patch.setenv("EMBEDDED_POSTGRES_BIN", str(programs[-1]))
+            certified = EmbeddedPostgres(fast_directory / "certified", settings=settings)
+            server = running.enter_context(certified)
+        yield server.url("postgres")
 
 
 @pytest.mark.programs
