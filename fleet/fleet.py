@@ -24,7 +24,7 @@ ANCHOR = "# The template writes above this line, you below."
 ENVIRONMENT = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}  # Nobody is there to answer.
 
 # Settings of Git with which Copier 9.19 merges wrongly, or not at all, and what they must be. Each
-# was left out by itself: without showUntrackedFiles, for example, a conflict stays in a .rej file.
+# is needed: without status.showUntrackedFiles, for example, a conflict stays in a .rej file.
 SETTINGS = {
     "apply.whitespace": "nowarn",
     "core.attributesFile": os.devnull,

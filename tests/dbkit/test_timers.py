@@ -49,6 +49,19 @@ async def test_each_is_called_in_time_and_the_cancelled_are_not() -> None:
     assert called == ["sooner", "later"]
 
 
+async def test_looks_do_not_grow_with_the_timers() -> None:
+    """Each goes through all: one look for each timer would cost a thousand requests a million."""
+    timers, last = Timers(), asyncio.Event()
+
+    with counting() as due:
+        for number in range(1000):
+            timers.call_later(SHORT * (1 + number / 1000), int)
+        timers.call_later(2 * SHORT, last.set)
+        await last.wait()
+
+    assert len(due) <= 4
+
+
 async def test_one_that_fails_or_cancels_another_leaves_the_others() -> None:
     loop, timers, called, last = asyncio.get_running_loop(), Timers(), list[str](), asyncio.Event()
     failures: list[object] = []

@@ -202,7 +202,7 @@ def test_a_phone_need_not_scroll_sideways(page: Page) -> None:
     tops = page.evaluate(
         "[...document.querySelector('.numbers').children].map(each => each.offsetTop)"
     )
-    assert len(set(tops)) == 2  # two beside two
+    assert len(set(tops)) == 2  # two rows of two
     assert page.locator(".holders thead").first.is_hidden()
 
 

@@ -3,7 +3,8 @@
 # ruff: noqa: PLC0415 -- as in command_line.py
 import asyncio
 import sys
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +25,7 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE")]
 
 
 def must_be_meant(databases: "Iterable[Database]", confirm: str | None) -> None:
-    """End, unless nobody will miss what is in the databases, or `confirm` names the one that is."""
+    """End, unless these are the development's own databases, or `confirm` names the one it is."""
     from ..settings.database import environment
 
     variables = environment()
@@ -41,6 +42,20 @@ def must_be_meant(databases: "Iterable[Database]", confirm: str | None) -> None:
                 f"{each.name}: is {place}, which has a URL or is in production: nothing was done.\n"
                 f"  If all that it holds is to go: --database {each.name} --confirm {place}"
             )
+
+
+@contextmanager
+def meant(
+    context: typer.Context, database: str | None, confirm: str | None
+) -> "Generator[list[Database]]":
+    """Yield the databases whose contents may go, with the servers of development running."""
+    from .development import development_servers
+
+    service: Service = context.obj
+    chosen = service.migrated(database)
+    must_be_meant(chosen, confirm)
+    with development_servers(chosen):
+        yield chosen
 
 
 def create(
@@ -74,17 +89,13 @@ def reset(
 ) -> None:
     """Drop, create, migrate and seed databases."""
     from . import servers
-    from .development import development_servers
 
-    service: Service = context.obj
-    chosen = service.migrated(database)
-    must_be_meant(chosen, confirm)
-    with development_servers(chosen):
+    with meant(context, database, confirm) as chosen:
         for each in chosen:
             typer.echo(f"{each.name}: {asyncio.run(servers.recreate(each, force=confirm is None))}")
             apply(each)
         if find_spec(seeds()):
-            asyncio.run(run_seeds(service))
+            asyncio.run(run_seeds(context.obj))
 
 
 def flush(
@@ -92,12 +103,8 @@ def flush(
 ) -> None:
     """Delete all rows; the tables stay."""
     from . import servers
-    from .development import development_servers
 
-    service: Service = context.obj
-    chosen = service.migrated(database)
-    must_be_meant(chosen, confirm)
-    with development_servers(chosen):
+    with meant(context, database, confirm) as chosen:
         for each in chosen:
             typer.echo(f"{each.name}: emptied {asyncio.run(servers.empty(each))} tables")
 
@@ -157,12 +164,9 @@ def load(
     The file is one of `dump`. Without --database, the first one is replaced.
     """
     from . import backups
-    from .development import development_servers
 
     service: Service = context.obj
-    chosen = service.migrated(database or next(iter(service.databases)))[0]
-    must_be_meant([chosen], confirm)
-    with development_servers([chosen]):
+    with meant(context, database or next(iter(service.databases)), confirm) as (chosen,):
         backups.load(chosen, service.called_from / file)
     typer.echo(f"{chosen.name}: is as it was in {file}")
 

@@ -22,10 +22,15 @@ CHARACTERS = {"postgresql": "", "mysql": " CHARACTER SET utf8mb4"}
 
 
 @asynccontextmanager
-async def connected(database: Database, *, beside: bool = False) -> AsyncGenerator[AsyncConnection]:
-    """Connect with AUTOCOMMIT, to another database if `beside`; a refusal is a `CommandError`."""
+async def connected(
+    database: Database, *, maintenance: bool = False
+) -> AsyncGenerator[AsyncConnection]:
+    """Connect with AUTOCOMMIT; raise `CommandError` if the server rejects something.
+
+    With `maintenance`, connect to a database that each server has.
+    """
     settings = database.read_settings()
-    url = settings.url.set(database=OTHERS[database.dialect]) if beside else settings.url
+    url = settings.url.set(database=OTHERS[database.dialect]) if maintenance else settings.url
     settings = settings.model_copy(update={"url": url, "statement_timeout": 0, "echo": False})
     engine = database.connecting(settings)
     try:
@@ -45,7 +50,7 @@ async def create(database: Database) -> str:
     name = database.read_settings().url.database
     if database.dialect == "sqlite":
         return f"SQLite makes {name} by itself"
-    async with connected(database, beside=True) as connection:
+    async with connected(database, maintenance=True) as connection:
         if await connection.scalar(IS_THERE[database.dialect], {"name": name}):
             return f"{name} is there already"
         quoted = connection.dialect.identifier_preparer.quote_identifier(name or "")
@@ -60,11 +65,11 @@ async def recreate(database: Database, *, force: bool = False) -> str:
     """
     name = database.read_settings().url.database or ""
     if database.dialect == "sqlite":
-        # A deleted file would stay that of whoever has it open.
+        # Processes that have the file open would go on using a deleted one.
         with closing(sqlite3.connect(":memory:")) as none, closing(sqlite3.connect(name)) as file:
             none.backup(file)
         return f"emptied {name}"
-    async with connected(database, beside=True) as connection:
+    async with connected(database, maintenance=True) as connection:
         quoted = connection.dialect.identifier_preparer.quote_identifier(name)
         forced = " WITH (FORCE)" if force and database.dialect == "postgresql" else ""
         await connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {quoted}{forced}")

@@ -38,7 +38,7 @@ class Workers:
         self.answers: dict[str, Callable[[Any], Any]] = {}
         """What answers each question, of this worker alone."""
         self.number: int | None = None
-        """The number of this one; None of a process that has no others beside it."""
+        """This worker's number; None if the process is not one of several workers."""
         self.silent = 0
         """Workers that did not answer the latest question in time."""
         self._folder = Path()

@@ -21,7 +21,7 @@ SHOWN = 5
 
 
 def check_sources(package: Path) -> Iterator[Finding]:
-    """Find engines beside the kit's, and commits of sessions that a function was given."""
+    """Find engines created outside the kit, and functions that commit a session passed to them."""
     finder = Finder()
     for file in sorted(package.rglob("*.py")):
         if KIT not in file.parents:

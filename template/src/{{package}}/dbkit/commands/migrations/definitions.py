@@ -356,20 +356,20 @@ def change(
         after.append(ops.ModifyTableOps(table.name, [create], schema=schema))
         return before, after
     said, dropped = f"constraint {name} of {table.name}", f"{alter} DROP CONSTRAINT {quoted}"
-    added = f"{alter} ADD CONSTRAINT {quoted} {{}}"
+    add = f"{alter} ADD CONSTRAINT {quoted} "  # And the definition.
     if kind == "index":
         said = f"index {name} of {table.name}"
         place = f"{preparer.quote_schema(schema)}." if schema else ""
         dropped = f"DROP INDEX {place}{quoted}"
-        added = "{}"
+        add = ""
         if dialect == "mysql":
-            dropped, added = f"{alter} DROP INDEX {quoted}", f"{alter} ADD {{}}"
+            dropped, add = f"{alter} DROP INDEX {quoted}", f"{alter} ADD "
     if old:
-        before.append(SqlOp(f"remove {said}", [dropped], [added.format(old.sql)], f"add {said}"))
+        before.append(SqlOp(f"remove {said}", [dropped], [f"{add}{old.sql}"], f"add {said}"))
     if isinstance(part, Index):
         after.append(ops.CreateIndexOp.from_index(part))
     elif new and isinstance(part, PrimaryKeyConstraint):  # Alembic cannot write it.
-        after.append(SqlOp(f"add {said}", [added.format(new.sql)], [dropped], f"remove {said}"))
+        after.append(SqlOp(f"add {said}", [f"{add}{new.sql}"], [dropped], f"remove {said}"))
     elif isinstance(part, Constraint):
         after.append(ops.AddConstraintOp.from_constraint(part))
     return before, after
@@ -380,13 +380,13 @@ def modification(
 ) -> SqlOp:
     """Change a generated column, or a primary key of MySQL's, in one statement."""
     preparer = connection.dialect.identifier_preparer
-    how, what = "MODIFY COLUMN {}", f"expression of {table.name}.{name}"
+    how, end, what = "MODIFY COLUMN ", "", f"expression of {table.name}.{name}"
     if new.kind == "primary":
-        how, what = "DROP PRIMARY KEY, ADD {}", f"primary key of {table.name}"
+        how, what = "DROP PRIMARY KEY, ADD ", f"primary key of {table.name}"
     elif connection.dialect.name == "postgresql":
-        how = f"ALTER COLUMN {preparer.quote(name)} SET EXPRESSION AS ({{}})"
+        how, end = f"ALTER COLUMN {preparer.quote(name)} SET EXPRESSION AS (", ")"
     alter = f"ALTER TABLE {preparer.format_table(table)}"
-    up, down = ([f"{alter} {how.format(each.sql)}"] for each in (new, old))
+    up, down = ([f"{alter} {how}{each.sql}{end}"] for each in (new, old))
     return SqlOp(f"modify {what}", up, down, f"modify {what}")
 
 

@@ -346,7 +346,7 @@ def with_cast(op: ops.MigrateOperation, dialect: Dialect) -> Iterator[ops.Migrat
     type_, old = process(op.modify_type), process(op.existing_type) if op.existing_type else ""
     cast = f"{via}::{type_}"
     if MOMENT.match(type_) and MOMENT.match(old) and ("WITHOUT" in type_) != ("WITHOUT" in old):
-        cast = " AT TIME ZONE 'UTC'"  # Else the time zone of whoever migrates would decide.
+        cast = " AT TIME ZONE 'UTC'"  # Otherwise the migrating connection's time zone would apply.
     op.kw["postgresql_using"] = f"{quoted(op.column_name)}{cast}"
     default, before = op.modify_server_default, op.existing_server_default
     if default is False or not isinstance(before, DefaultClause):
