@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
-from dbkit import Database, Databases
+from dbkit import Database, Databases, session_from
 from dbkit.commands import migrations
-from dbkit.commands.checks import Finding, check, check_variables
+from dbkit.commands.checks import Finding, check, check_scopes, check_sources, check_variables
 from dbkit.settings.urls import Dialect
+from fastapi import APIRouter, Depends, FastAPI
 from sqlalchemy import URL, Column, ForeignKey, String, Text, func, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -253,3 +254,58 @@ def test_a_variable_with_a_misspelt_prefix_is_a_warning(
             "did you mean ANALYTICS_DATABASE_URL?",
         )
     ]
+
+
+OWN = """
+engine = create_async_engine("sqlite+aiosqlite://")
+
+
+async def add(session: AsyncSession, items: list[str]) -> None:
+    await session.commit()
+
+
+class Repository:
+    async def add(self) -> None:
+        await self.session.commit()
+
+
+async def by_itself() -> None:
+    async with AsyncSession(engine) as session:
+        await session.commit()
+"""
+
+
+def test_what_the_kit_does_already_is_found_in_the_services_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "app" / "items").mkdir(parents=True)
+    (tmp_path / "app" / "items" / "own.py").write_text(OWN)
+    (tmp_path / "app" / "old.py").write_bytes(b"print 'no Python of this version'\xff")
+
+    found = list(check_sources(tmp_path / "app"))
+
+    assert [(each.id, each.text.rpartition(": ")[2]) for each in found] == [
+        ("application.W002", "app/items/own.py:2"),
+        ("application.W003", "app/items/own.py:6, app/items/own.py:11"),
+    ]
+
+
+def test_sessions_that_are_committed_after_the_response_are_found_wherever_their_routes_are() -> (
+    None
+):
+    database = Database("primary", "sqlite", url="sqlite:///shop")
+    router, items = APIRouter(prefix="/shop"), APIRouter(prefix="/items")
+    app, mounted = FastAPI(), FastAPI()
+    for each in (app, items, mounted):
+        late, in_time = Depends(database.request_session), session_from(database)
+        each.add_api_route("/late", lambda: None, dependencies=[late])
+        each.add_api_route("/in-time", lambda: None, dependencies=[in_time])
+    router.include_router(items)
+    app.include_router(router)
+    app.mount("/v1", mounted)
+
+    (found,) = check_scopes(app)
+
+    assert found.id == "application.W004"
+    assert found.text.endswith(": /late, /shop/items/late, /v1/late")

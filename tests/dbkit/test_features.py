@@ -130,17 +130,15 @@ def test_a_router_is_included_where_it_is_plain_how(
     _, imports, after = (tmp_path / "plain_main.py").read_text().split("\n\n")
     assert imports.splitlines() == [
         "from .databases import databases",
-        "from .dbkit import DATABASE_RESPONSES, install",
+        "from .dbkit import install",
         "from .orders.router import router as orders_router",
         "from .zebras import router",
     ]
-    assert after.endswith(
-        "router)\napp.include_router(orders_router, responses=DATABASE_RESPONSES)\n"
-    )
+    assert after.endswith("router)\napp.include_router(orders_router)\n")
     assert (tmp_path / "made_main.py").read_text() == FACTORY
     assert printed.splitlines()[2:] == [
         "    from .orders.router import router as orders_router",
-        "    app.include_router(orders_router, responses=DATABASE_RESPONSES)",
+        "    app.include_router(orders_router)",
     ]
 
 

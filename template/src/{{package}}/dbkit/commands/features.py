@@ -153,7 +153,7 @@ def render(database: Database, name: str, one: str, model: str) -> dict[Path, st
 def register(name: str, module: str, app: str) -> str:
     """Include the router in the application, where it is plain how; say it, or what to add."""
     imported = f"from .{name}.router import router as {name}_router"
-    included = f"{app}.include_router({name}_router, responses=DATABASE_RESPONSES)"
+    included = f"{app}.include_router({name}_router)"
     spec = find_spec(module)
     path = Path(spec.origin) if spec and spec.origin else Path()
     text = path.read_text("utf-8") if path.parent == package() else ""
@@ -167,8 +167,6 @@ def register(name: str, module: str, app: str) -> str:
     ]
     if not imports or not calls:
         return f"To serve it, add to {module}:\n\n    {imported}\n    {included}\n"
-    if not any(alias.name == "DATABASE_RESPONSES" for each in imports for alias in each.names):
-        imported = f"from .dbkit import DATABASE_RESPONSES\n{imported}"
     lines = text.splitlines(keepends=True)
     lines.insert(calls[-1].end_lineno or 0, f"{included}\n")
     lines.insert(imports[-1].end_lineno or 0, f"{imported}\n")

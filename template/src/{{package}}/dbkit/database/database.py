@@ -426,7 +426,7 @@ class Database:
 
     @property
     def sessions(self) -> async_sessionmaker[CheckedSession]:
-        """Makes sessions whose transactions their user ends; `NotOpen` as the others."""
+        """The factory of sessions whose transactions you end yourself; `NotOpen` as the others."""
         return self._open.sessions
 
     @overload

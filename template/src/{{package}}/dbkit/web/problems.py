@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.routing import Host, Match, Mount
+from starlette.routing import Match
 
 from ..callsites import raising_lines, write
 from ..engines.failures import Failure, can_be_input, failure_of
@@ -34,6 +34,7 @@ from ..errors import (
 )
 from ..loggers import logger_named
 from .access import may_see
+from .routing import mounted_in
 
 logger = logger_named("exception_handlers")
 
@@ -276,15 +277,11 @@ def add_exception_handlers(app: Starlette) -> None:
 
 def add_to_mounted(app: Starlette) -> None:
     """Do the same for applications mounted in this one: each answers its own errors."""
-    for route in app.routes:
-        inner = route.app if isinstance(route, Mount | Host) else None
-        while inner is not None and not isinstance(inner, Starlette):
-            inner = getattr(inner, "app", None)  # It may be in middleware.
-        if inner is not None:
-            if not hasattr(inner.state, "databases"):
-                inner.state.databases = app.state.databases
-            add_exception_handlers(inner)
-            add_to_mounted(inner)
+    for _, inner in mounted_in(app):
+        if not hasattr(inner.state, "databases"):
+            inner.state.databases = app.state.databases
+        add_exception_handlers(inner)
+        add_to_mounted(inner)
 
 
 OF_DATABASES: dict[type[Exception], Any] = {

@@ -3,11 +3,16 @@
 import ast
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fastapi.routing import iter_route_contexts
+from starlette.applications import Starlette
+
 from ...database.database import Database
 from ...database.sync import Synchronous
+from ...web.routing import mounted_in
 from .finding import Finding
 
 KIT = Path(__file__).parents[2]
@@ -26,7 +31,8 @@ def check_sources(package: Path) -> Iterator[Finding]:
     for file in sorted(package.rglob("*.py")):
         if KIT not in file.parents:
             finder.file = file
-            finder.visit(ast.parse(file.read_text("utf-8")))
+            with suppress(SyntaxError, ValueError):  # It is no Python of this version.
+                finder.visit(ast.parse(file.read_bytes()))
     if finder.engines:
         yield Finding(
             "application.W002",
@@ -46,7 +52,7 @@ def check_sources(package: Path) -> Iterator[Finding]:
 
 def check_scopes(app: Any) -> Iterator[Finding]:
     """Find routes whose session is committed only after they have answered."""
-    late = sorted({route.path for route in getattr(app, "routes", ()) if is_late(route)})
+    late = sorted({path for path, route in routes_of(app) if is_late(route)})
     if late:
         yield Finding(
             "application.W004",
@@ -54,6 +60,15 @@ def check_scopes(app: Any) -> Iterator[Finding]:
             f"answers before it commits, so that a commit that fails is a success: {shown(late)}",
             'write `Depends(..., scope="function")`, as `session_from()` does',
         )
+
+
+def routes_of(app: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the routes of an application, those of routers and mounted applications too."""
+    if isinstance(app, Starlette):
+        for route in iter_route_contexts(app.routes):
+            yield f"{prefix}{route.path}", route
+        for path, inner in mounted_in(app):
+            yield from routes_of(inner, prefix + path)
 
 
 class Finder(ast.NodeVisitor):
